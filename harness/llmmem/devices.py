@@ -1,0 +1,75 @@
+"""Where a setup runs: a real GPU, a simulated one, or nowhere (an estimate)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from llmmem.errors import InputError
+
+__all__ = ["ACCEPTED_DEVICES", "Device", "parse_device"]
+
+ACCEPTED_DEVICES = "auto, cuda, cuda:N, sim, sim:GPU, sim:GPUxN, estimate"
+DEFAULT_SIMULATED_GPU = "h100"
+
+_CUDA = re.compile(r"cuda(?::(?P<index>\d+))?", re.ASCII)
+_COUNTED = re.compile(r"(?P<gpu>.+)x(?P<count>\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run.
+
+    Attributes:
+        kind: ``auto`` (the best there is), ``cuda``, ``sim`` or ``estimate``.
+        index: Which GPU, for ``cuda``.
+        gpu: The card of the GPU catalogue, for ``sim``.
+        count: How many of them, for ``sim``.
+    """
+
+    kind: Literal["auto", "cuda", "sim", "estimate"]
+    index: int = 0
+    gpu: str | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        if self.kind == "cuda":
+            return f"cuda:{self.index}"
+        if self.kind == "sim":
+            return f"sim:{self.gpu}" + (f"x{self.count}" if self.count > 1 else "")
+        return self.kind
+
+
+def parse_device(text: str) -> Device:
+    """Read ``auto``, ``cuda:1``, ``sim`` (= ``sim:h100``), ``sim:h100x2`` or ``estimate``.
+
+    Raises:
+        InputError: Another form, an unknown GPU of the catalogue, or a count of zero.
+    """
+    if text == "auto":
+        return Device("auto")
+    if text == "estimate":
+        return Device("estimate")
+    if match := _CUDA.fullmatch(text):
+        return Device("cuda", index=int(match["index"] or 0))
+    if text == "sim":
+        return Device("sim", gpu=DEFAULT_SIMULATED_GPU)
+    if text.startswith("sim:"):
+        return _parse_simulated(text)
+    raise InputError(f"invalid device {text!r} (accepted: {ACCEPTED_DEVICES})")
+
+
+def _parse_simulated(text: str) -> Device:
+    from llmmem.catalogue.gpus import find_gpu, gpus
+
+    name = text.removeprefix("sim:")
+    match = _COUNTED.fullmatch(name)
+    names = {gpu.name for gpu in gpus()}
+    # "rtx4090" is a card, not 4090 cards called "rt": a whole name of the catalogue wins.
+    if name in names or match is None or match["gpu"] not in names:
+        return Device("sim", gpu=find_gpu(name).name)
+    count = int(match["count"])
+    if count < 1:
+        raise InputError(f"invalid device {text!r}: the number of GPUs must be above zero")
+    return Device("sim", gpu=match["gpu"], count=count)

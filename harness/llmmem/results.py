@@ -1,0 +1,286 @@
+"""What an estimate and a run give back: frozen, written to JSON and read back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmmem.setups import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "COMPONENTS",
+    "METRICS",
+    "PHASES",
+    "Components",
+    "Estimate",
+    "Holder",
+    "Outcome",
+    "Peaks",
+    "PhaseResult",
+    "Rules",
+    "RunResult",
+    "Source",
+    "Trace",
+]
+
+Source = Literal["estimated", "simulated", "measured"]
+Outcome = Literal["ok", "oom", "crashed", "timeout", "unsupported"]
+
+PHASES = ("load", "forward", "backward", "optimizer", "prefill", "decode")
+METRICS = ("allocated", "reserved", "process")
+COMPONENTS = ("weights", "gradients", "optimizer", "activations", "temporaries")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peak bytes of a run or of a phase; ``None`` where it is not known.
+
+    Attributes:
+        allocated: Bytes of tensors, as PyTorch's caching allocator counts them.
+        reserved: Bytes that the caching allocator took from the device.
+        process: Bytes that the whole process held on the device: reserved, the CUDA context and
+            what other libraries took.
+    """
+
+    allocated: int | None = None
+    reserved: int | None = None
+    process: int | None = None
+
+    def get(self, metric: str) -> int | None:
+        """Bytes of one of `METRICS`."""
+        value: int | None = getattr(self, metric)
+        return value
+
+    def to_dict(self) -> dict[str, int | None]:
+        """The peaks under the names that every JSON document of llmmem uses, in bytes."""
+        return {f"peak_{metric}_bytes": self.get(metric) for metric in METRICS}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Peaks:
+        """Read what `to_dict` wrote; other keys are left alone."""
+        return cls(*(document[f"peak_{metric}_bytes"] for metric in METRICS))
+
+
+@dataclass(frozen=True)
+class Components:
+    """What the allocated bytes at the allocated peak were for; they sum to the peak, in bytes."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    temporaries: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum in bytes."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """Peaks of one phase over all steps, and what held its allocated peak."""
+
+    phase: str
+    peaks: Peaks
+    components: Components | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping with the peaks in bytes and the components."""
+        components = asdict(self.components) if self.components else None
+        return {"phase": self.phase, **self.peaks.to_dict(), "components": components}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> PhaseResult:
+        """Read what `to_dict` wrote."""
+        return cls(
+            document["phase"], Peaks.from_dict(document), _components(document["components"])
+        )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Bytes at the allocated peak that one module (or place in the code) asked for."""
+
+    component: str
+    module: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Closed forms from parameter counts, in bytes; ``None`` where a form does not apply.
+
+    Attributes:
+        peak_allocated_bytes: The form for the setup's mode and method (what `rule_bytes` reports).
+        formula: That form as text, with its numbers.
+        table: Further known forms by name (such as the accelerate-style rows), in bytes.
+    """
+
+    peak_allocated_bytes: int | None
+    formula: str
+    table: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What running the step on the meta device says: peaks per component and phase, in bytes."""
+
+    outcome: Outcome
+    message: str
+    peaks: Peaks
+    components: Components | None = None
+    phases: tuple[PhaseResult, ...] = ()
+    context_bytes: int | None = None
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rules and trace of a setup, side by side, for one card of the GPU catalogue."""
+
+    setup: Setup
+    gpu: str
+    rules: Rules
+    trace: Trace
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    source: Source = "estimated"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, ready for JSON."""
+        return {
+            "source": self.source,
+            "setup": self.setup.to_dict(),
+            "gpu": self.gpu,
+            "rules": {
+                "peak_allocated_bytes": self.rules.peak_allocated_bytes,
+                "peak_reserved_bytes": None,
+                "peak_process_bytes": None,
+                "formula": self.rules.formula,
+                "table": {name: dict(row) for name, row in self.rules.table.items()},
+            },
+            "trace": {
+                "outcome": self.trace.outcome,
+                "message": self.trace.message,
+                **self.trace.peaks.to_dict(),
+                "components": asdict(self.trace.components) if self.trace.components else None,
+                "phases": [phase.to_dict() for phase in self.trace.phases],
+                "context_bytes": self.trace.context_bytes,
+                "assumptions": list(self.trace.assumptions),
+            },
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Estimate:
+        """Read what `to_dict` wrote."""
+        rules, trace = document["rules"], document["trace"]
+        return cls(
+            setup=Setup.from_mapping(document["setup"]),
+            gpu=document["gpu"],
+            rules=Rules(rules["peak_allocated_bytes"], rules["formula"], rules["table"]),
+            trace=Trace(
+                outcome=trace["outcome"],
+                message=trace["message"],
+                peaks=Peaks.from_dict(trace),
+                components=_components(trace["components"]),
+                phases=tuple(PhaseResult.from_dict(phase) for phase in trace["phases"]),
+                context_bytes=trace["context_bytes"],
+                assumptions=tuple(trace["assumptions"]),
+            ),
+            versions=document["versions"],
+        )
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run of a setup on a device came to.
+
+    Attributes:
+        setup: What ran.
+        device: Where, such as ``"sim:h100"`` or ``"cuda:0"``.
+        source: ``simulated`` or ``measured``.
+        outcome: ``ok``, ``oom``, ``crashed``, ``timeout`` or ``unsupported``.
+        message: Why, when the outcome is not ok; else empty.
+        gpu: The name of the card, as the driver gives it.
+        peaks: Over everything from before the build to the end of the last step. With an outcome
+            other than ok they are what had been reached.
+        components: What held the allocated peak.
+        phases: The same per phase.
+        holders: The largest holders at the allocated peak, largest first.
+        step_seconds: Wall time of the last step; ``None`` on a simulated GPU (it computes nothing).
+        context_bytes: peak process - peak reserved.
+        context_source: ``modelled`` or ``measured``.
+        held_before_bytes: What the device held for the process before the run, in bytes.
+        versions: Versions of the libraries, CUDA and the driver.
+        allocator: The allocator settings in force.
+        notes: What else decides how to read the figures.
+        estimate: The estimate of the same setup, unless told not to estimate.
+    """
+
+    setup: Setup
+    device: str
+    source: Source
+    outcome: Outcome
+    message: str = ""
+    gpu: str | None = None
+    peaks: Peaks = field(default_factory=Peaks)
+    components: Components | None = None
+    phases: tuple[PhaseResult, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    step_seconds: float | None = None
+    context_bytes: int | None = None
+    context_source: Literal["modelled", "measured"] | None = None
+    held_before_bytes: int | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    allocator: str = ""
+    notes: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, ready for JSON."""
+        return {
+            "outcome": self.outcome,
+            "message": self.message,
+            "source": self.source,
+            "device": self.device,
+            "gpu": self.gpu,
+            "setup": self.setup.to_dict(),
+            **self.peaks.to_dict(),
+            "components": asdict(self.components) if self.components else None,
+            "phases": [phase.to_dict() for phase in self.phases],
+            "holders": [asdict(holder) for holder in self.holders],
+            "step_seconds": self.step_seconds,
+            "context_bytes": self.context_bytes,
+            "context_source": self.context_source,
+            "held_before_bytes": self.held_before_bytes,
+            "versions": dict(self.versions),
+            "allocator": self.allocator,
+            "notes": list(self.notes),
+            "estimate": self.estimate.to_dict() if self.estimate else None,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RunResult:
+        """Read what `to_dict` wrote."""
+        plain = ("outcome", "message", "source", "device", "gpu", "step_seconds")
+        account = ("context_bytes", "context_source", "held_before_bytes")
+        estimate = document["estimate"]
+        return cls(
+            setup=Setup.from_mapping(document["setup"]),
+            peaks=Peaks.from_dict(document),
+            components=_components(document["components"]),
+            phases=tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
+            holders=tuple(Holder(**holder) for holder in document["holders"]),
+            notes=tuple(document["notes"]),
+            estimate=Estimate.from_dict(estimate) if estimate else None,
+            **{key: document[key] for key in (*plain, *account, "versions", "allocator")},
+        )
+
+
+def _components(document: Mapping[str, int] | None) -> Components | None:
+    return Components(**document) if document is not None else None

@@ -1,0 +1,396 @@
+"""Setup: all that decides how much memory a step takes.
+
+A `Setup` is complete and valid from the moment it exists: presets are resolved into their parts,
+keys that do not apply are ``None``, and a contradiction raises `InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from llmmem.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "ADAPTER_DTYPES",
+    "DTYPES",
+    "METHODS",
+    "MODES",
+    "OPTIMIZERS",
+    "QUANTIZATIONS",
+    "TASKS",
+    "Setup",
+    "load_setup",
+]
+
+TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification")
+MODES = ("train", "forward", "generate")
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "fp8")
+DTYPES = ("bfloat16", "float16", "float32")
+ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
+KV_CACHES = ("dynamic", "static")
+PARALLEL_STRATEGIES = ("fsdp2", "ddp")
+FOUR_BIT = ("nf4", "fp4")
+
+LORA: Mapping[str, Any] = {
+    "peft_type": "LORA",
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "target_modules": "all-linear",
+}
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "full": {"quantization": "none", "adapter": "none"},
+    "lora": {"quantization": "none", "adapter": LORA},
+    "qlora": {"quantization": "nf4", "adapter": LORA},
+    "int8-lora": {"quantization": "int8", "adapter": LORA},
+}
+METHODS = tuple(_PRESETS)
+
+# The names of transformers.training_args.OptimizerNames (5.23): which of them this machine and
+# this version can build is known only where the step runs.
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adafactor",
+    "adamw_anyprecision",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "ademamix",
+    "sgd",
+    "adagrad",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "galore_adafactor",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise",
+    "galore_adafactor_layerwise",
+    "lomo",
+    "adalomo",
+    "grokadamw",
+    "schedule_free_radam",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "apollo_adamw",
+    "apollo_adamw_layerwise",
+    "stable_adamw",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What to run. Keys left out take the method's preset, then the defaults given here.
+
+    Attributes:
+        model: A hub id, an id of the offline catalogue, a local directory or a config.json.
+            Weights are never needed.
+        task: One of `TASKS`.
+        num_labels: Classes of a sequence classification (default 2), else ``None``.
+        mode: ``train``, ``forward`` (no gradients) or ``generate``.
+        method: One of `METHODS`: the preset that `quantization` and `adapter` come from unless
+            they are given.
+        quantization: One of `QUANTIZATIONS`.
+        double_quant: Whether the quantization constants of a 4-bit base are quantized too.
+        adapter: A PEFT config as a mapping (with its ``peft_type``), or ``"none"``.
+        adapter_dtype: Dtype of the adapter's weights; ``None`` is PEFT's default, which is
+            float32 on a 16-bit base.
+        kbit_prepare: Whether `peft.prepare_model_for_kbit_training` is called on a quantized base.
+        dtype: Dtype of the weights (of those that are not quantized) and of the computation.
+        autocast: ``none`` or the dtype to autocast to.
+        optimizer: A name of transformers' ``OptimizerNames``; ``None`` unless in mode train.
+        optimizer_args: Arguments that differ from the optimizer's own defaults.
+        batch_size: Sequences in a micro-batch.
+        seq_len: Tokens in a sequence.
+        gradient_accumulation_steps: Micro-batches before an optimizer step.
+        max_grad_norm: The norm that gradients are clipped to; ``None`` does not clip.
+        attention: transformers' attention implementation; ``None`` is the model's default.
+        gradient_checkpointing: ``False``, ``True`` (not reentrant, transformers' default) or
+            ``{"use_reentrant": True}``.
+        new_tokens: Tokens to generate, in mode generate.
+        kv_cache: ``dynamic`` or ``static``, in mode generate.
+        steps: How often the step is done; the first allocates the optimizer state.
+        allocator: Value of ``PYTORCH_ALLOC_CONF`` for the run.
+        parallel: ``None`` or ``{"strategy": "fsdp2" | "ddp", "world_size": n}``.
+    """
+
+    model: str
+    task: str = "causal-lm"
+    num_labels: int | None = None
+    mode: str = "train"
+    method: str = "full"
+    quantization: str | None = None
+    double_quant: bool | None = None
+    adapter: Mapping[str, Any] | str | None = None
+    adapter_dtype: str | None = None
+    kbit_prepare: bool | None = None
+    dtype: str = "bfloat16"
+    autocast: str = "none"
+    optimizer: str | None = None
+    optimizer_args: Mapping[str, Any] | None = None
+    batch_size: int = 1
+    seq_len: int = 2048
+    gradient_accumulation_steps: int | None = None
+    max_grad_norm: float | None = None
+    attention: str | None = None
+    gradient_checkpointing: bool | Mapping[str, bool] | None = None
+    new_tokens: int | None = None
+    kv_cache: str | None = None
+    steps: int | None = None
+    allocator: str = ""
+    parallel: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        for key, value in self._resolved().items():
+            object.__setattr__(self, key, value)
+        self._check_combination()
+
+    @classmethod
+    def from_mapping(cls, keys: Mapping[str, Any]) -> Setup:
+        """A setup from the keys of a TOML or JSON document.
+
+        ``"none"`` is taken wherever a key can be none.
+
+        Raises:
+            InputError: An unknown key, a value that is not accepted, or keys that contradict.
+        """
+        names = [field.name for field in fields(cls)]
+        for key in keys:
+            if key not in names:
+                raise unknown("setup key", key, names)
+        if "model" not in keys:
+            raise InputError("a setup needs the key 'model'")
+        optional = {"parallel", "max_grad_norm", "attention", "adapter_dtype"}
+        given: dict[str, Any] = {
+            key: None if key in optional and value == "none" else deepcopy(value)
+            for key, value in keys.items()
+        }
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that apply, as plain values: `from_mapping` makes an equal setup of them."""
+        values = {field.name: deepcopy(getattr(self, field.name)) for field in fields(self)}
+        return {
+            key: dict(value) if isinstance(value, Mapping) else value
+            for key, value in values.items()
+            if value is not None
+        }
+
+    def key(self) -> str:
+        """One line of JSON that is the same for equal setups: the key to store results under."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    def describe(self) -> str:
+        """A short name for tables, such as ``"qlora bfloat16 1x2048 checkpointing"``."""
+        parts = [self.mode] if self.mode != "train" else []
+        parts += [self.method, self.dtype, f"{self.batch_size}x{self.seq_len}"]
+        if self.gradient_checkpointing:
+            parts.append("checkpointing")
+        if self.optimizer and self.optimizer != "adamw_torch_fused":
+            parts.append(self.optimizer)
+        return " ".join(parts)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a PEFT adapter is put on the model."""
+        return self.adapter != "none"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether linear layers of the base model are quantized."""
+        return self.quantization != "none"
+
+    @property
+    def is_train(self) -> bool:
+        """Whether the mode is train."""
+        return self.mode == "train"
+
+    def _check_values(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise InputError(f"invalid model {self.model!r}: expected an id, a directory or a file")
+        if not isinstance(self.allocator, str):
+            raise InputError(f"invalid allocator {self.allocator!r}: expected a string")
+        if self.attention is not None and not isinstance(self.attention, str):
+            raise InputError(f"invalid attention {self.attention!r}: expected a string")
+        for key, choices in _CHOICES.items():
+            value = getattr(self, key)
+            if value is not None and value not in choices:
+                raise unknown(key, value, choices)
+        for key in _COUNTS:
+            value = getattr(self, key)
+            if value is not None and (not _is_integer(value) or value < 1):
+                raise InputError(f"invalid {key} {value!r}: expected a whole number above zero")
+        for key in ("double_quant", "kbit_prepare"):
+            if not isinstance(getattr(self, key), bool | None):
+                raise InputError(f"invalid {key} {getattr(self, key)!r}: expected true or false")
+        norm = self.max_grad_norm
+        if norm is not None and (
+            isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0
+        ):
+            raise InputError(f"invalid max_grad_norm {norm!r}: expected a number above zero")
+        self._check_tables()
+
+    def _check_tables(self) -> None:
+        if isinstance(self.adapter, Mapping):
+            if not isinstance(self.adapter.get("peft_type"), str):
+                raise InputError(
+                    f'invalid adapter {dict(self.adapter)!r}: it needs a peft_type, such as "LORA"'
+                )
+        elif self.adapter not in (None, "none"):
+            raise InputError(
+                f"invalid adapter {self.adapter!r}: expected none or a table with a PEFT config"
+            )
+        if self.optimizer_args is not None and not isinstance(self.optimizer_args, Mapping):
+            raise InputError(f"invalid optimizer_args {self.optimizer_args!r}: expected a table")
+        checkpointing = self.gradient_checkpointing
+        if isinstance(checkpointing, Mapping):
+            valid = set(checkpointing) == {"use_reentrant"} and isinstance(
+                checkpointing["use_reentrant"], bool
+            )
+        else:
+            valid = isinstance(checkpointing, bool | None)
+        if not valid:
+            raise InputError(
+                f"invalid gradient_checkpointing {checkpointing!r}: "
+                "expected true, false or {use_reentrant = true}"
+            )
+        if self.parallel is not None:
+            _check_parallel(self.parallel)
+
+    def _resolved(self) -> dict[str, Any]:
+        """Values for the keys that were left out, where they apply."""
+        preset = _PRESETS[self.method]
+        quantization = self.quantization or preset["quantization"]
+        adapter = deepcopy(self.adapter if self.adapter is not None else preset["adapter"])
+        defaults: dict[str, Any] = {"steps": 2 if self.mode == "train" else 1}
+        if quantization in FOUR_BIT:
+            defaults["double_quant"] = True
+        if quantization != "none" and adapter != "none":
+            defaults["kbit_prepare"] = True
+        if self.task == "sequence-classification":
+            defaults["num_labels"] = 2
+        if self.mode == "train":
+            defaults |= {
+                "optimizer": "adamw_torch_fused",
+                "optimizer_args": {},
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            }
+        if self.mode == "generate":
+            defaults |= {"new_tokens": 32, "kv_cache": "dynamic"}
+        given = {key: getattr(self, key) for key in defaults}
+        chosen = {
+            key: given[key] if given[key] is not None else value for key, value in defaults.items()
+        }
+        return chosen | {"quantization": quantization, "adapter": adapter}
+
+    def _check_combination(self) -> None:
+        conditions = {
+            "double_quant": (self.quantization in FOUR_BIT, "a 4-bit quantization (nf4, fp4)"),
+            "adapter_dtype": (self.has_adapter, "an adapter"),
+            "kbit_prepare": (
+                self.is_quantized and self.has_adapter,
+                "a quantization and an adapter",
+            ),
+            "num_labels": (self.task == "sequence-classification", "task sequence-classification"),
+            "optimizer": (self.is_train, "mode train"),
+            "optimizer_args": (self.is_train, "mode train"),
+            "gradient_accumulation_steps": (self.is_train, "mode train"),
+            "max_grad_norm": (self.is_train, "mode train"),
+            "gradient_checkpointing": (self.is_train, "mode train"),
+            "new_tokens": (self.mode == "generate", "mode generate"),
+            "kv_cache": (self.mode == "generate", "mode generate"),
+        }
+        for key, (applies, needed) in conditions.items():
+            if getattr(self, key) is not None and not applies:
+                raise InputError(f"the key {key!r} needs {needed}")
+        if self.is_train and self.is_quantized and not self.has_adapter:
+            raise InputError(
+                f"quantization {self.quantization!r} in mode train needs an adapter: "
+                "quantized weights take no gradient"
+            )
+        if self.mode == "generate" and self.task not in ("causal-lm", "seq2seq-lm"):
+            raise InputError(
+                f"mode 'generate' and task {self.task!r} contradict: "
+                "it needs causal-lm or seq2seq-lm"
+            )
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "task": TASKS,
+    "mode": MODES,
+    "method": METHODS,
+    "quantization": QUANTIZATIONS,
+    "adapter_dtype": ADAPTER_DTYPES,
+    "dtype": DTYPES,
+    "autocast": ("none", "bfloat16", "float16"),
+    "optimizer": OPTIMIZERS,
+    "kv_cache": KV_CACHES,
+}
+_COUNTS = (
+    "batch_size",
+    "seq_len",
+    "gradient_accumulation_steps",
+    "num_labels",
+    "new_tokens",
+    "steps",
+)
+
+
+def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
+    """Read a setup from a .toml or .json file; `overrides` win over its keys.
+
+    Raises:
+        InputError: The file cannot be read, is not valid TOML or JSON, or holds no valid setup.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read setup {str(path)!r}: {error}") from error
+    try:
+        keys = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise InputError(f"cannot read setup {str(path)!r}: {error}") from error
+    if not isinstance(keys, dict):
+        raise InputError(f"cannot read setup {str(path)!r}: expected a table of keys")
+    return Setup.from_mapping(keys | dict(overrides or {}))
+
+
+def _check_parallel(parallel: Mapping[str, Any]) -> None:
+    accepted = ("strategy", "world_size")
+    for key in parallel:
+        if key not in accepted:
+            raise unknown("key of parallel", key, accepted)
+    if parallel.get("strategy") not in PARALLEL_STRATEGIES:
+        raise unknown("parallel strategy", parallel.get("strategy"), PARALLEL_STRATEGIES)
+    size = parallel.get("world_size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InputError(f"invalid world_size {size!r}: expected a whole number above zero")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
