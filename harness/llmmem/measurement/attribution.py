@@ -1,0 +1,269 @@
+"""Who holds the memory at the peak: allocations, told apart by component and by module.
+
+A run (from the history of PyTorch's allocator) and a trace (from the meta device) both end up here,
+so that a component means the same in both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from llmmem.results import COMPONENTS, Components, Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Attribution", "Event", "Label", "PhaseAttribution", "Span", "attribute"]
+
+Key = TypeVar("Key")
+
+FORWARD_PHASES = ("forward", "prefill", "decode")
+OUTSIDE = "(outside of modules)"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step of the allocator; its place in the sequence of events is its position.
+
+    Attributes:
+        kind: Whether a block is handed out or given back.
+        address: What tells the block apart from all others that live at the same time.
+        bytes: The size of the block as the allocator counts it.
+    """
+
+    kind: Literal["alloc", "free"]
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The events from position `start` up to, not including, `end`: a phase or a module's call."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """At `position`, the block at `address` was seen to belong to a component."""
+
+    position: int
+    address: int
+    component: str
+
+
+@dataclass(frozen=True)
+class PhaseAttribution:
+    """The allocated peak within all spans of one phase, in bytes, and what held it."""
+
+    phase: str
+    peak_bytes: int
+    components: Components
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The allocated peak of a sequence of events, in bytes, and what held it.
+
+    Attributes:
+        peak_bytes: The largest sum of live blocks.
+        components: That sum by component.
+        phases: The same for every phase that occurred.
+        holders: That sum by component and innermost module, largest first.
+    """
+
+    peak_bytes: int
+    components: Components
+    phases: tuple[PhaseAttribution, ...]
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """An allocation from the event that made it to the one that ended it (None: it never ended)."""
+
+    bytes: int
+    born: int
+    died: int | None
+    component: str
+    module: str
+
+
+def attribute(
+    events: Sequence[Event],
+    *,
+    phases: Sequence[Span],
+    calls: Sequence[Span],
+    labels: Sequence[Label],
+) -> Attribution:
+    """Find the allocated peak and tell apart what was alive at it.
+
+    A labelled block (weights, gradients, optimizer state) belongs to its label for all its life.
+    Of the others, *activations* are those that were born in a module's call and outlive the
+    outermost call they were born in (in a forward phase, or recomputed during backward), and those
+    born in a forward phase outside of modules (the batch, the loss). All else are *temporaries*:
+    what ends with the call that made it, and workspaces that are never given back.
+
+    Args:
+        events: All events in order. Blocks freed without having been allocated are ignored.
+        phases: Spans of phases, in order; they do not overlap.
+        calls: Spans of module calls, named by the module's path; they nest.
+        labels: What was seen to be a weight, a gradient or optimizer state.
+    """
+    lives = _lives(events, phases, calls, labels)
+    positions = [0] * (len(events) + 1)
+    for life in lives:
+        positions[life.born] += life.bytes
+        if life.died is not None:
+            positions[life.died] -= life.bytes
+    held = []
+    total = 0
+    for change in positions:
+        total += change
+        held.append(total)
+    top = max(range(len(held)), key=held.__getitem__)
+    return Attribution(
+        peak_bytes=held[top],
+        components=_components(_alive(lives, top)),
+        phases=tuple(_phase_peaks(lives, held, phases)),
+        holders=_holders(_alive(lives, top)),
+    )
+
+
+def _lives(
+    events: Sequence[Event], phases: Sequence[Span], calls: Sequence[Span], labels: Sequence[Label]
+) -> list[_Life]:
+    outermost = _OutermostCalls(calls)
+    modules = _innermost_modules(calls, len(events))
+    phase_of = _PhaseLookup(phases)
+    label_of = _BlockLabels(labels)
+    live: dict[int, int] = {}
+    lives: list[_Life] = []
+
+    def end(address: int, died: int | None) -> None:
+        born = live.pop(address)
+        component = label_of.component(address, born, died)
+        if component is None:
+            component = _unlabelled(born, died, phase_of(born), outermost.end(born))
+        lives.append(_Life(events[born].bytes, born, died, component, modules[born]))
+
+    for position, event in enumerate(events):
+        if event.kind == "alloc":
+            live[event.address] = position
+        elif event.address in live:
+            end(event.address, position)
+    for address in list(live):
+        end(address, None)
+    return lives
+
+
+def _unlabelled(born: int, died: int | None, phase: str | None, call_end: int | None) -> str:
+    if died is None:
+        return "temporaries"
+    if call_end is not None:
+        return "activations" if died >= call_end else "temporaries"
+    return "activations" if phase in FORWARD_PHASES else "temporaries"
+
+
+class _OutermostCalls:
+    """Where the outermost module call around a position ends."""
+
+    def __init__(self, calls: Sequence[Span]) -> None:
+        self._spans: list[Span] = []
+        for span in sorted(calls, key=lambda span: (span.start, -span.end)):
+            if not self._spans or span.start >= self._spans[-1].end:
+                self._spans.append(span)
+        self._starts = [span.start for span in self._spans]
+
+    def end(self, position: int) -> int | None:
+        index = bisect_right(self._starts, position) - 1
+        if index < 0 or position >= self._spans[index].end:
+            return None
+        return self._spans[index].end
+
+
+class _PhaseLookup:
+    """The phase at a position."""
+
+    def __init__(self, phases: Sequence[Span]) -> None:
+        self._phases = phases
+        self._starts = [span.start for span in phases]
+
+    def __call__(self, position: int) -> str | None:
+        index = bisect_right(self._starts, position) - 1
+        if index < 0 or position >= self._phases[index].end:
+            return None
+        return self._phases[index].name
+
+
+class _BlockLabels:
+    """The first label that was put on a block while it lived."""
+
+    def __init__(self, labels: Iterable[Label]) -> None:
+        self._by_address: dict[int, list[Label]] = defaultdict(list)
+        for label in sorted(labels, key=lambda label: label.position):
+            self._by_address[label.address].append(label)
+
+    def component(self, address: int, born: int, died: int | None) -> str | None:
+        found = self._by_address.get(address, [])
+        # A label at position p was taken before event p and after event p - 1.
+        index = bisect_right(found, born, key=lambda label: label.position)
+        if index == len(found) or (died is not None and found[index].position > died):
+            return None
+        return found[index].component
+
+
+def _innermost_modules(calls: Sequence[Span], size: int) -> list[str]:
+    """For each position, the name of the innermost module whose call it lies in."""
+    modules = [OUTSIDE] * size
+    for span in sorted(calls, key=lambda span: (span.start, -span.end)):
+        modules[span.start : span.end] = [span.name] * (min(span.end, size) - span.start)
+    return modules
+
+
+def _alive(lives: Iterable[_Life], position: int) -> list[_Life]:
+    return [
+        life
+        for life in lives
+        if life.born <= position and (life.died is None or position < life.died)
+    ]
+
+
+def _components(lives: Iterable[_Life]) -> Components:
+    sums: Mapping[str, int] = _sums((life.component, life.bytes) for life in lives)
+    return Components(**{name: sums.get(name, 0) for name in COMPONENTS})
+
+
+def _holders(lives: Iterable[_Life]) -> tuple[Holder, ...]:
+    sums = _sums(((life.component, life.module), life.bytes) for life in lives)
+    holders = [Holder(component, module, size) for (component, module), size in sums.items()]
+    return tuple(
+        sorted(holders, key=lambda holder: (-holder.bytes, holder.component, holder.module))
+    )
+
+
+def _sums(pairs: Iterable[tuple[Key, int]]) -> Counter[Key]:
+    sums: Counter[Key] = Counter()
+    for key, size in pairs:
+        sums[key] += size
+    return sums
+
+
+def _phase_peaks(
+    lives: Sequence[_Life], held: Sequence[int], phases: Sequence[Span]
+) -> Iterable[PhaseAttribution]:
+    for name in dict.fromkeys(span.name for span in phases):
+        # What was held when the phase began is part of its peak.
+        positions = [
+            position
+            for span in phases
+            if span.name == name
+            for position in range(max(span.start - 1, 0), span.end)
+        ]
+        top = max(positions, key=held.__getitem__, default=0)
+        yield PhaseAttribution(name, held[top], _components(_alive(lives, top)))

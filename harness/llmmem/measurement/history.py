@@ -1,0 +1,102 @@
+"""The history that PyTorch's CUDA allocator keeps, as events that can be attributed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
+from llmmem.measurement.attribution import Attribution, Event, attribute
+from llmmem.measurement.timeline import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+__all__ = ["History"]
+
+# The allocator keeps as many entries as it is told; a step of a large model makes some 100,000.
+MAX_ENTRIES = 50_000_000
+ENDLESS = 2**62
+
+
+class History:
+    """Records every allocation of one CUDA device, from `start` to `stop`.
+
+    Attributes:
+        timeline: The observer to give to the step.
+    """
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._config = ""
+        self._before = 0
+        self.timeline = Timeline(self._events_so_far, self._address)
+
+    def start(self, allocator: str) -> None:
+        """Begin recording.
+
+        Args:
+            allocator: The allocator settings in force (``PYTORCH_ALLOC_CONF``).
+        """
+        self._config = allocator
+        torch.cuda.init()
+        self._before = self._count()
+        torch.cuda.memory._record_memory_history(
+            "all", context=None, max_entries=MAX_ENTRIES, device=self._device, clear_history=True
+        )
+
+    def stop(self) -> Attribution:
+        """End recording, and tell what held the peak."""
+        entries = torch.cuda.memory._snapshot(self._device)["device_traces"][self._device]
+        torch.cuda.memory._record_memory_history(None, device=self._device)
+        return attribute(
+            _with_block_sizes(entries, AllocatorConfig.parse(self._config)),
+            phases=self.timeline.phases,
+            calls=self.timeline.calls,
+            labels=self.timeline.labels,
+        )
+
+    def _events_so_far(self) -> int:
+        return self._count() - self._before
+
+    def _count(self) -> int:
+        stats = torch.cuda.memory_stats_as_nested_dict(self._device)
+        allocations = stats["allocation"]["all"]
+        return int(allocations["allocated"]) + int(allocations["freed"])
+
+    def _address(self, tensor: Tensor) -> int | None:
+        if tensor.device != torch.device("cuda", self._device):
+            return None
+        return tensor.untyped_storage().data_ptr()
+
+
+def _with_block_sizes(entries: Iterable[dict[str, Any]], config: AllocatorConfig) -> list[Event]:
+    """Allocations and frees with the sizes of the blocks that were really handed out.
+
+    The history tells the size that was asked for. The block can be larger (rounding, a remainder
+    too small to split off), which depends on all that was allocated before: the model of the
+    allocator is led along the history to tell it.
+    """
+    model = CachingAllocator(config, total_bytes=ENDLESS, free_bytes=ENDLESS)
+    blocks: dict[int, Any] = {}
+    events: list[Event] = []
+    giving_back = False
+    for entry in entries:
+        action = entry["action"]
+        if action == "alloc":
+            block = model.malloc(entry["size"], entry["stream"])
+            blocks[entry["addr"]] = block
+            events.append(Event("alloc", entry["addr"], block.size))
+        elif action == "free_requested":
+            block = blocks.pop(entry["addr"], None)
+            if block is not None:
+                model.free(block)
+            events.append(Event("free", entry["addr"], block.size if block is not None else 0))
+        elif action == "segment_free" and not giving_back:
+            # Cached segments go back to the driver all at once: empty_cache, or a retry.
+            model.empty_cache()
+        giving_back = action == "segment_free"
+    return events

@@ -1,0 +1,129 @@
+"""One run of a setup in this process, measured."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmmem import simgpu
+from llmmem.measurement.gauges import Gauge
+from llmmem.measurement.history import History
+from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
+from llmmem.measurement.peaks import PhasePeaks
+from llmmem.results import PhaseResult, RunResult
+from llmmem.step import execute
+from llmmem.versions import library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from llmmem.devices import Device
+    from llmmem.measurement.attribution import Attribution
+    from llmmem.results import Outcome, Peaks
+    from llmmem.setups import Setup
+
+__all__ = ["run_here"]
+
+LARGEST_HOLDERS = 20
+
+
+def run_here(setup: Setup, device: Device) -> RunResult:
+    """Build the setup and do its steps on the device, in this process, and measure.
+
+    The process must not have used CUDA before.
+
+    Raises:
+        InputError: The setup names something that does not exist.
+        UnsupportedError: The setup is valid and cannot be built here.
+    """
+    os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
+    torch.cuda.set_device(device.index)
+    history = History(device.index)
+    history.start(setup.allocator)
+    gauge = Gauge(device.index)
+    gauge.start()
+    observer = _RunObserver(history, PhasePeaks(gauge), device.index)
+    outcome: Outcome = "ok"
+    message = ""
+    try:
+        with history.timeline.recording_calls():
+            execute(setup, torch.device("cuda", device.index), observer)
+    except torch.OutOfMemoryError as error:
+        outcome, message = "oom", str(error).splitlines()[0]
+    peaks = observer.peaks.total()
+    gauge.stop()
+    attribution = history.stop()
+    simulated = simgpu.active() is not None
+    has_context = peaks.process is not None and peaks.reserved is not None
+    return RunResult(
+        setup=setup,
+        device=str(device),
+        source="simulated" if simulated else "measured",
+        outcome=outcome,
+        message=message,
+        gpu=torch.cuda.get_device_name(device.index),
+        peaks=peaks,
+        components=attribution.components,
+        phases=_phase_results(observer.peaks.phases, attribution),
+        holders=attribution.holders[:LARGEST_HOLDERS],
+        step_seconds=None if simulated else observer.step_seconds,
+        context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,
+        context_source=("modelled" if simulated else "measured") if has_context else None,
+        held_before_bytes=0,
+        versions=library_versions() | {"driver": driver_version()},
+        allocator=setup.allocator,
+        notes=tuple(_notes(peaks, attribution)),
+    )
+
+
+class _RunObserver:
+    """Tells the history, the peaks and the clock what the step is at."""
+
+    def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
+        self.peaks = peaks
+        self.step_seconds: float | None = None
+        self._timeline = history.timeline
+        self._device = device
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with self.peaks.phase(name), self._timeline.phase(name):
+            yield
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        yield
+        torch.cuda.synchronize(self._device)
+        self.step_seconds = time.perf_counter() - began
+
+    def watch(self, model: nn.Module) -> None:
+        self._timeline.watch(model)
+
+    def label(self, component: str, tensors: Iterable[Tensor]) -> None:
+        self._timeline.label(component, tensors)
+
+
+def _phase_results(peaks: Mapping[str, Peaks], attribution: Attribution) -> tuple[PhaseResult, ...]:
+    components = {phase.phase: phase.components for phase in attribution.phases}
+    return tuple(PhaseResult(name, peak, components.get(name)) for name, peak in peaks.items())
+
+
+def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
+    simulated = simgpu.active()
+    if simulated is not None:
+        yield from simulated.notes
+    elif peaks.process is None:
+        yield "NVML does not tell what this process holds"
+    else:
+        yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
+    if attribution.peak_bytes != peaks.allocated:
+        # The account by components comes from the history: it says so when it does not add up.
+        yield f"components are those of {attribution.peak_bytes} bytes, not of the whole peak"

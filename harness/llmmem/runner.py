@@ -1,0 +1,241 @@
+"""Runs and estimates in processes of their own.
+
+A `Runner` keeps a worker alive (`llmmem.worker`), so that importing torch is paid once; every run
+gets a fresh process forked from it. `run` is the same for a single run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from llmmem.devices import Device, parse_device
+from llmmem.errors import InputError, LlmmemError, UnsupportedError
+from llmmem.results import Estimate, RunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import IO
+
+    from llmmem.results import Outcome, Source
+    from llmmem.setups import Setup
+
+__all__ = ["DEFAULT_TIMEOUT", "Runner", "resolve_device", "run"]
+
+DEFAULT_TIMEOUT = 900.0
+LAST_WORDS = 400
+
+
+class Runner:
+    """Runs setups on one device, each in a clean process; a context manager.
+
+    Args:
+        device: ``auto``, ``cuda[:N]``, ``sim[:GPU[xN]]`` or ``estimate`` (which only estimates).
+
+    Attributes:
+        device: The device that was chosen, never ``auto``.
+
+    Raises:
+        InputError: The device is not valid.
+        UnsupportedError: The device cannot work on this machine; the message says what to do.
+    """
+
+    def __init__(self, device: str | Device = "auto") -> None:
+        wanted = parse_device(device) if isinstance(device, str) else device
+        self.device = resolve_device() if wanted.kind == "auto" else wanted
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Runner:
+        """The runner itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the worker."""
+        self.close()
+
+    def run(
+        self, setup: Setup, *, estimate: bool = True, timeout: float | None = DEFAULT_TIMEOUT
+    ) -> RunResult:
+        """Run the setup and measure it; whatever happens to the process is a result.
+
+        Args:
+            setup: What to run.
+            estimate: Whether to estimate first.
+            timeout: Seconds after which the run is ended, with outcome ``timeout``.
+
+        Raises:
+            InputError: The setup names something that does not exist.
+            UnsupportedError: The device only estimates.
+        """
+        if self.device.kind == "estimate":
+            raise UnsupportedError(
+                "device 'estimate' runs nothing: choose cuda or sim, or estimate"
+            )
+        estimated = self._estimate_beside(setup, timeout) if estimate else None
+        reply = self._ask({"action": "run", "setup": setup.to_dict(), "timeout": timeout})
+        if "result" in reply:
+            result = RunResult.from_dict(reply["result"])
+        else:
+            result = self._failed(setup, reply)
+        return replace(result, estimate=estimated)
+
+    def estimate(
+        self, setup: Setup, gpu: str | None = None, *, timeout: float | None = DEFAULT_TIMEOUT
+    ) -> Estimate:
+        """Estimate the setup, out of this process so that nothing heavy is imported here.
+
+        Args:
+            setup: What to estimate.
+            gpu: The card of the GPU catalogue to assume; by default the runner's.
+            timeout: Seconds after which to give up.
+
+        Raises:
+            InputError: The setup or the card names something that does not exist.
+            UnsupportedError: It did not end in time, or died.
+        """
+        chosen = gpu or self.device.gpu
+        job = {"action": "estimate", "setup": setup.to_dict(), "gpu": chosen, "timeout": timeout}
+        reply = self._ask(job)
+        if "result" in reply:
+            return Estimate.from_dict(reply["result"])
+        raise UnsupportedError(f"could not estimate: {self._failed(setup, reply).message}")
+
+    def close(self) -> None:
+        """End the worker; the runner starts another if it is used again."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _estimate_beside(self, setup: Setup, timeout: float | None) -> Estimate | None:
+        try:
+            return self.estimate(setup, timeout=timeout)
+        except UnsupportedError:
+            return None  # a run without its estimate is still a run
+
+    def _failed(self, setup: Setup, reply: Mapping[str, Any]) -> RunResult:
+        outcome: Outcome
+        if "timeout" in reply:
+            outcome, message = "timeout", f"not done after {reply['timeout']:g} s"
+        elif "refused" not in reply:
+            outcome, message = "crashed", reply.get("raised") or reply["died"]
+        else:
+            outcome, message = "unsupported", reply["refused"]["message"]
+        source: Source = "simulated" if self.device.kind == "sim" else "measured"
+        return RunResult(setup, str(self.device), source, outcome, message)
+
+    def _ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        if self._worker is None:
+            self._worker = _Worker(self.device)
+        try:
+            reply = self._worker.ask(job)
+        except LlmmemError:
+            self.close()
+            raise
+        if "died" in reply:
+            reply["died"] += f"; last output: {self._worker.last_words()}"
+        refused = reply.get("refused")
+        if refused is not None and refused["kind"] == "input":
+            raise InputError(refused["message"])
+        return reply
+
+
+class _Worker:
+    """A worker process: takes a job, gives a reply, and keeps what it printed.
+
+    Raises:
+        UnsupportedError: The device cannot work on this machine.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llmmem.worker", str(device)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=_worker_environment(),
+        )
+        ready = self._reply()
+        if "refused" in ready:
+            self.close()
+            raise UnsupportedError(ready["refused"]["message"])
+
+    def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply to a job.
+
+        Raises:
+            LlmmemError: The worker itself has ended, which no job should bring about.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return self._reply()
+
+    def last_words(self) -> str:
+        """The end of what the worker and its children printed, on one line."""
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), LAST_WORDS, max(0, size - LAST_WORDS))
+        return " ".join(text.decode(errors="replace").split()) or "nothing"
+
+    def close(self) -> None:
+        """End the process."""
+        with self._process, self._log:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    def _reply(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            words = self.last_words()
+            self.close()
+            raise LlmmemError(f"the worker ended with code {code}; last output: {words}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+
+def run(
+    setup: Setup,
+    device: str | Device = "auto",
+    *,
+    estimate: bool = True,
+    timeout: float | None = DEFAULT_TIMEOUT,
+) -> RunResult:
+    """Run one setup on a device in a process of its own; see `Runner.run`.
+
+    Example:
+        >>> run(Setup(model="meta-llama/Llama-3.2-1B", method="lora"), "sim:h100").peaks.allocated
+    """
+    with Runner(device) as runner:
+        return runner.run(setup, estimate=estimate, timeout=timeout)
+
+
+def resolve_device() -> Device:
+    """What ``auto`` means here: a real GPU, else the simulated h100, else only estimates."""
+    from llmmem import simgpu
+    from llmmem.measurement.nvml import gpu_count
+
+    if gpu_count() > 0:
+        return Device("cuda")
+    if not simgpu.check():
+        return parse_device("sim")
+    return Device("estimate")
+
+
+def _worker_environment() -> dict[str, str]:
+    """This process's environment, with the import path of this process."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return os.environ | {"PYTHONPATH": path}

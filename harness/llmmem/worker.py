@@ -1,0 +1,160 @@
+"""The worker: a server that imports everything once and forks a clean process for each job.
+
+``python -m llmmem.worker DEVICE`` reads jobs from standard input and writes replies to standard
+output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` and its
+reply one of
+
+- ``{"result": {...}}``,
+- ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
+- ``{"raised": text}``, an exception that llmmem did not expect,
+- ``{"died": text}``, the end of the process without an answer,
+- ``{"timeout": seconds}``.
+
+CUDA is not initialised in the server, so a child starts with a clean allocator and context of its
+own, and may crash, hang or run out of memory without harm to the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from llmmem.devices import Device, parse_device
+from llmmem.errors import InputError, UnsupportedError
+from llmmem.setups import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TextIO
+
+__all__ = ["main", "serve"]
+
+CHUNK = 1 << 16
+
+
+def main(device: str) -> None:
+    """Serve jobs for the device until standard input ends."""
+    # Replies have a file of their own: whatever libraries print goes to standard error.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(parse_device(device), sys.stdin, replies)
+
+
+def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
+    """Answer each line of `jobs` with a line of `replies`."""
+
+    def send(reply: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    try:
+        _prepare(device)
+    except UnsupportedError as error:
+        send({"refused": {"kind": "unsupported", "message": str(error)}})
+        return
+    send({"ready": os.getpid()})
+    for line in jobs:
+        job = json.loads(line)
+        send(_in_child(device, job))
+
+
+def _prepare(device: Device) -> None:
+    """Load the simulated GPU if asked for, then what every job needs."""
+    if device.kind == "sim":
+        from llmmem import simgpu
+
+        simgpu.activate(device.gpu or "", count=device.count)
+    # What PEFT and every model need, which is most of what importing them costs. Not PEFT and
+    # bitsandbytes themselves: the latter initialises CUDA, and then a fork could not use it.
+    import accelerate  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+    # What is alive now stays: children need not look at it, nor copy its pages.
+    gc.collect()
+    gc.freeze()
+
+
+def _in_child(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one job in a fork, and say what became of it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _child(device, job, writing)
+    os.close(writing)
+    try:
+        answer = _read_until(reading, job["timeout"])
+    finally:
+        os.close(reading)
+    if answer is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return {"timeout": job["timeout"]}
+    _, status = os.waitpid(child, 0)
+    if answer:
+        reply: dict[str, Any] = json.loads(answer)
+        return reply
+    return {"died": _how_it_died(status)}
+
+
+def _read_until(reading: int, timeout: float | None) -> bytes | None:
+    """All that the child writes; None if it has not ended when the time is over."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    chunks: list[bytes] = []
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([reading], [], [], left)[0]:
+            return None
+        chunk = os.read(reading, CHUNK)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+
+
+def _how_it_died(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exited with code {code} before it had a result"
+
+
+def _child(device: Device, job: Mapping[str, Any], writing: int) -> None:
+    """Do the job, write the answer, and end without the server's clean-up. Never returns."""
+    try:
+        answer = json.dumps(_answer(device, job)).encode()
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(answer)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        setup = Setup.from_mapping(job["setup"])
+        if job["action"] == "estimate":
+            from llmmem.estimation import estimate
+
+            return {"result": estimate(setup, job["gpu"]).to_dict()}
+        from llmmem.measurement.run import run_here
+
+        return {"result": run_here(setup, device).to_dict()}
+    except InputError as error:
+        return {"refused": {"kind": "input", "message": str(error)}}
+    except UnsupportedError as error:
+        return {"refused": {"kind": "unsupported", "message": str(error)}}
+    except Exception as error:  # models and libraries may raise anything
+        traceback.print_exc()
+        return {"raised": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,173 @@
+"""Runs in processes of their own, on the simulated GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from llmmem import InputError, Runner, RunResult, Setup, UnsupportedError, run, simgpu
+from llmmem.results import COMPONENTS
+
+LLAMA = "meta-llama/Llama-3.2-1B"
+
+needs_simulated_gpu = pytest.mark.skipif(
+    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
+)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with Runner("sim:h100") as runner:
+        yield runner
+
+
+@needs_simulated_gpu
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup(model=LLAMA),
+        Setup(model=LLAMA, method="lora"),
+        Setup(model=LLAMA, method="qlora", gradient_checkpointing=True),
+        Setup(model=LLAMA, method="int8-lora", dtype="float16"),
+        Setup(model=LLAMA, mode="forward"),
+    ],
+    ids=Setup.describe,
+)
+def test_every_run_gives_the_same_bytes(runner, setup):
+    first, second = (runner.run(setup, estimate=False) for _ in range(2))
+    assert first.outcome == "ok", first.message
+    assert first.source == "simulated"
+    assert first == second
+
+
+@needs_simulated_gpu
+def test_components_sum_to_the_allocated_peak_in_total_and_in_every_phase(runner):
+    result = runner.run(Setup(model=LLAMA, method="lora"), estimate=False)
+    assert result.components is not None
+    assert result.components.total == result.peaks.allocated
+    assert [phase.phase for phase in result.phases] == ["load", "forward", "backward", "optimizer"]
+    for phase in result.phases:
+        assert phase.components is not None
+        assert phase.components.total == phase.peaks.allocated, phase.phase
+    for name in COMPONENTS:
+        assert any(getattr(phase.components, name) > 0 for phase in result.phases), name
+    assert sum(holder.bytes for holder in result.holders) <= result.components.total
+
+
+@needs_simulated_gpu
+def test_weights_gradients_and_adam_state_of_full_fine_tuning_are_what_the_parameters_say(runner):
+    result = runner.run(Setup(model=LLAMA), estimate=False)
+    parameters = 1_235_814_400
+    by_phase = {phase.phase: phase.components for phase in result.phases}
+    components = by_phase["optimizer"]
+    assert components is not None
+    assert components.weights == pytest.approx(2 * parameters, rel=1e-3)
+    assert components.gradients == pytest.approx(2 * parameters, rel=1e-3)
+    assert components.optimizer == pytest.approx(4 * parameters, rel=1e-3)
+
+
+@needs_simulated_gpu
+def test_out_of_memory_is_a_result_with_the_words_of_torch_and_the_next_run_is_unharmed():
+    with Runner("sim:rtx4090") as runner:
+        result = runner.run(Setup(model="meta-llama/Llama-3.1-8B"), estimate=False)
+        assert result.outcome == "oom"
+        assert "CUDA out of memory. Tried to allocate" in result.message
+        assert result.peaks.allocated is not None
+        after = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)
+        assert after.outcome == "ok"
+
+
+@needs_simulated_gpu
+def test_a_run_that_takes_too_long_is_ended(runner):
+    result = runner.run(Setup(model=LLAMA), estimate=False, timeout=0.01)
+    assert result.outcome == "timeout"
+    assert "0.01 s" in result.message
+    assert result.peaks.allocated is None
+
+
+@needs_simulated_gpu
+def test_a_crash_is_a_result_and_the_next_run_is_unharmed(runner):
+    runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)  # now it is warm
+    killer = threading.Thread(target=_kill_grandchild, args=(signal.SIGSEGV,))
+    killer.start()
+    result = runner.run(Setup(model=LLAMA, steps=200), estimate=False)
+    killer.join()
+    assert result.outcome == "crashed"
+    assert "SIGSEGV" in result.message
+    after = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)
+    assert after.outcome == "ok"
+
+
+def _kill_grandchild(what: signal.Signals) -> None:
+    """Send a signal to the first process that a child of ours has forked."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in _children(os.getpid()):
+            for grandchild in _children(child):
+                os.kill(grandchild, what)
+                return
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += map(int, listing.read_text().split())
+    return found
+
+
+@needs_simulated_gpu
+def test_what_cannot_be_built_is_unsupported_with_the_reason(runner):
+    result = runner.run(Setup(model=LLAMA, quantization="fp8", mode="forward"), estimate=False)
+    assert result.outcome == "unsupported"
+    assert "fp8" in result.message
+
+
+@needs_simulated_gpu
+def test_a_model_that_does_not_exist_is_bad_input(runner):
+    with pytest.raises(InputError, match="meta-llama/Llama-3.2-2B"):
+        runner.run(Setup(model="meta-llama/Llama-3.2-2B"))
+
+
+@needs_simulated_gpu
+def test_a_result_survives_json(runner):
+    result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128))
+    assert result.estimate is not None
+    assert RunResult.from_dict(result.to_dict()) == result
+
+
+@needs_simulated_gpu
+def test_the_allocator_settings_of_the_setup_are_in_force(runner):
+    setup = Setup(model=LLAMA, mode="forward", allocator="expandable_segments:True")
+    expandable = runner.run(setup, estimate=False)
+    assert expandable.allocator == "expandable_segments:True"
+    # Expandable segments grow in pages of 20 MiB, ordinary ones in steps of 2 MiB.
+    assert expandable.peaks.reserved % (2 << 20) == 0
+    plain = runner.run(Setup(model=LLAMA, mode="forward"), estimate=False)
+    assert expandable.peaks.allocated != plain.peaks.allocated or (
+        expandable.peaks.reserved != plain.peaks.reserved
+    )
+
+
+def test_device_estimate_runs_nothing():
+    with pytest.raises(UnsupportedError, match="estimate"):
+        run(Setup(model=LLAMA), "estimate")
+
+
+def test_an_estimate_is_made_out_of_this_process():
+    with Runner("estimate") as runner:
+        estimate = runner.estimate(Setup(model=LLAMA, method="lora"), "l4")
+    assert estimate.gpu == "l4"
+    assert estimate.trace.outcome == "ok", estimate.trace.message
+    assert estimate.trace.components is not None
+    assert estimate.trace.components.total == estimate.trace.peaks.allocated
+
+
+@pytest.mark.skipif(not simgpu.check(), reason="the simulated GPU works here")
+def test_where_the_simulated_gpu_cannot_work_the_error_says_why():
+    with pytest.raises(UnsupportedError, match=r"torch|compiler|Linux"), Runner("sim:h100") as runner:
+        runner.run(Setup(model=LLAMA))
