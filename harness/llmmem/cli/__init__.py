@@ -1,0 +1,222 @@
+"""The `llmmem` command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmmem.cli.setup_options import read_setup, setup_options
+from llmmem.errors import InputError, LlmmemError, UnsupportedError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["command", "main"]
+
+DONE = 0
+NOT_OK = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; what is wrong is one line on standard error.
+
+    Args:
+        arguments: The command line without the program; by default the process's own.
+
+    Returns:
+        0 done, 1 an outcome other than ok or something that this machine cannot do, 2 bad input,
+        130 interrupted.
+    """
+    try:
+        return int(command.main(arguments, prog_name="llmmem", standalone_mode=False) or DONE)
+    except click.UsageError as error:
+        return _refuse(error.format_message(), BAD_INPUT)
+    except InputError as error:
+        return _refuse(str(error), BAD_INPUT)
+    except LlmmemError as error:
+        return _refuse(str(error), NOT_OK)
+    except click.Abort:
+        return _refuse("interrupted", INTERRUPTED)
+
+
+def _refuse(message: str, code: int) -> int:
+    click.echo(f"llmmem: {' '.join(message.split())}", err=True)
+    return code
+
+
+class _Commands(click.Group):
+    """A group that suggests the nearest command."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The command of that name.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            raise unknown("command", cmd_name, self.list_commands(ctx))
+        return found
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from llmmem.versions import library_versions
+
+        click.echo(f"llmmem {library_versions()['llmmem'] or '(not installed)'}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """How much GPU memory does an LLM fine-tuning step take? Estimated, simulated or measured.
+
+    Sizes are shown in GiB; --json gives bytes. Exit codes: 0 done, 1 over a limit or an outcome
+    other than ok, 2 bad input.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@command.command()
+@setup_options
+@click.option("--gpu", metavar="GPU", help="Card of the catalogue to assume; see llmmem gpus.")
+@_json
+def estimate(source: str, gpu: str | None, as_json: bool, **options: Any) -> int:
+    """Estimate the memory of a step without running it.
+
+    Closed-form rules and a trace on the meta device are shown side by side.
+
+    MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
+    of setup keys takes its place; the options win over its keys.
+    """
+    setup = read_setup(source, options)
+    if gpu is not None:
+        from llmmem.catalogue.gpus import find_gpu
+
+        gpu = find_gpu(gpu).name
+    from llmmem.runner import Runner
+
+    with Runner("estimate") as runner:
+        result = runner.estimate(setup, gpu)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        from llmmem.cli.show import show_estimate
+
+        show_estimate(result)
+    return DONE if result.trace.outcome == "ok" else NOT_OK
+
+
+@command.command()
+@setup_options
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="auto, cuda, cuda:N, sim, sim:GPU or sim:GPUxN.",
+)
+@click.option("--timeout", type=float, metavar="S", help="End the run after so many seconds.")
+@click.option(
+    "--estimate/--no-estimate", "beside", default=True, help="Estimate too.  [default: estimate]"
+)
+@_json
+def run(
+    source: str, device: str, timeout: float | None, beside: bool, as_json: bool, **options: Any
+) -> int:
+    """Run a step and show what memory it took.
+
+    Peaks, components, phases and the largest holders are shown, with the estimate beside them.
+
+    MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
+    of setup keys takes its place; the options win over its keys.
+    """
+    from llmmem.runner import DEFAULT_TIMEOUT, Runner
+
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise InputError(f"invalid timeout {timeout!r}: expected seconds above zero")
+    setup = read_setup(source, options)
+    with Runner(device) as runner:
+        if device == "auto" and runner.device.kind == "estimate":
+            raise UnsupportedError(
+                "there is no GPU, and none can be simulated: llmmem doctor says what is missing, "
+                "and llmmem estimate needs none"
+            )
+        result = runner.run(setup, estimate=beside, timeout=timeout or DEFAULT_TIMEOUT)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        from llmmem.cli.show import show_run
+
+        show_run(result)
+    return DONE if result.outcome == "ok" else NOT_OK
+
+
+@command.command()
+@_json
+def models(as_json: bool) -> None:
+    """List the models whose configs come with llmmem."""
+    from llmmem.catalogue.models import models as entries
+
+    if as_json:
+        _print_json([asdict(entry) | {"path": str(entry.path)} for entry in entries()])
+    else:
+        from llmmem.cli.show import show_models
+
+        show_models(entries())
+
+
+@command.command()
+@_json
+def gpus(as_json: bool) -> None:
+    """List the GPUs that can be simulated, or assumed by an estimate."""
+    from llmmem.catalogue.gpus import gpus as entries
+
+    if as_json:
+        _print_json([asdict(gpu) for gpu in entries()])
+    else:
+        from llmmem.cli.show import show_gpus
+
+        show_gpus(entries())
+
+
+@command.command()
+@_json
+def doctor(as_json: bool) -> int:
+    """Say what this machine can do, and what is missing."""
+    from llmmem.cli.doctor import examine
+
+    diagnosis = examine()
+    if as_json:
+        _print_json(diagnosis.to_dict())
+    else:
+        from llmmem.cli.show import show_diagnosis
+
+        show_diagnosis(diagnosis)
+    return DONE if diagnosis.estimated.works else NOT_OK
+
+
+def _print_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))

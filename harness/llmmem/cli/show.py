@@ -1,0 +1,197 @@
+"""What the commands print for people: rich tables that need neither colour nor width."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from llmmem.results import COMPONENTS, METRICS, Peaks
+from llmmem.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.catalogue.models import ModelEntry
+    from llmmem.cli.doctor import Diagnosis
+    from llmmem.results import Components, Estimate, PhaseResult, Rules, RunResult
+
+__all__ = ["show_diagnosis", "show_estimate", "show_gpus", "show_models", "show_run"]
+
+PEAK_ALLOCATED = "peak allocated"
+HOLDERS_SHOWN = 10
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """Print rules and trace side by side, the trace's phases, and what was assumed."""
+    trace, rules = estimate.trace, estimate.rules
+    console = _console()
+    console.print(f"{estimate.setup.model}: {estimate.setup.describe()}")
+    console.print(f"estimated for {estimate.gpu}: {_ending(trace.outcome, trace.message)}")
+    table = _table("", "trace", "rules")
+    for name, size in _figures(trace.peaks, trace.components).items():
+        rule = rules.peak_allocated_bytes if name == PEAK_ALLOCATED else None
+        table.add_row(name, format_size(size), format_size(rule))
+    _print_table(console, table)
+    _print_rules(console, rules)
+    _print_phases(console, trace.phases)
+    _print_lines(console, "Assumed by the trace", trace.assumptions)
+
+
+def show_run(result: RunResult) -> None:
+    """Print peaks and components with the estimate beside, phases, and the largest holders."""
+    console = _console()
+    console.print(f"{result.setup.model}: {result.setup.describe()}")
+    card = f" ({result.gpu})" if result.gpu else ""
+    ending = _ending(result.outcome, result.message)
+    console.print(f"{result.source} on {result.device}{card}: {ending}")
+    if result.estimate is not None or result.peaks != Peaks():
+        _print_account(console, result)
+    _print_phases(console, result.phases)
+    if result.holders:
+        table = _table("largest holders", "of", "size", left=2)
+        for holder in result.holders[:HOLDERS_SHOWN]:
+            table.add_row(holder.module, holder.component, format_size(holder.bytes))
+        _print_table(console, table)
+    if result.step_seconds is not None:
+        console.print(f"\nLast step: {result.step_seconds:.3f} s")
+    _print_lines(console, "Notes", result.notes)
+
+
+def show_models(entries: Iterable[ModelEntry]) -> None:
+    """Print the models of the catalogue; shared parameters are counted once."""
+    table = _table("model", "type", "parameters", left=2)
+    for entry in entries:
+        table.add_row(entry.id, entry.model_type, f"{entry.unique_parameters:,}")
+    _console().print(table)
+
+
+def show_gpus(entries: Iterable[Gpu]) -> None:
+    """Print the GPUs of the catalogue."""
+    listed = list(entries)
+    table = _table("GPU", "title", "compute capability", "memory", "context", left=2)
+    for gpu in listed:
+        table.add_row(
+            gpu.name,
+            gpu.title,
+            ".".join(map(str, gpu.compute_capability)),
+            format_size(gpu.total_bytes),
+            format_size(gpu.context_bytes),
+        )
+    console = _console()
+    console.print(table)
+    _print_lines(
+        console, "Source of the context", list(dict.fromkeys(gpu.context_source for gpu in listed))
+    )
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what this machine can do, what is missing for the rest, and the versions."""
+    console = _console()
+    for ability in diagnosis.abilities:
+        console.print(f"{'yes' if ability.works else 'no':<4} {ability.source}: {ability.detail}")
+        for problem in ability.problems:
+            console.print(f"     {problem}")
+    versions = diagnosis.versions.items()
+    console.print("\n" + ", ".join(f"{name} {text or '-'}" for name, text in versions))
+
+
+def _console() -> Console:
+    # Text as it is: module names such as "[0]" are no markup, and numbers are not decorated.
+    return Console(markup=False, highlight=False)
+
+
+def _table(*headings: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, the others figures."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for position, heading in enumerate(headings):
+        if position < left:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right")
+    return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    console.print()
+    console.print(table)
+
+
+def _ending(outcome: str, message: str) -> str:
+    return f"{outcome}: {message}" if message else outcome
+
+
+def _print_account(console: Console, result: RunResult) -> None:
+    """The run's figures, with those of its estimate beside them if it has one."""
+    estimate = result.estimate
+    if estimate is None:
+        table = _table("", result.source)
+        for name, size in _figures(result.peaks, result.components).items():
+            table.add_row(name, format_size(size))
+    else:
+        table = _table("", result.source, "trace", "error", "rules")
+        traced = _figures(estimate.trace.peaks, estimate.trace.components)
+        comparable = result.outcome == "ok" and estimate.trace.outcome == "ok"
+        for name, size in _figures(result.peaks, result.components).items():
+            error = _error(traced[name], size) if comparable else "-"
+            rule = estimate.rules.peak_allocated_bytes if name == PEAK_ALLOCATED else None
+            table.add_row(
+                name, format_size(size), format_size(traced[name]), error, format_size(rule)
+            )
+    _print_table(console, table)
+    if estimate is not None and estimate.trace.outcome != "ok":
+        console.print(f"Trace: {_ending(estimate.trace.outcome, estimate.trace.message)}")
+
+
+def _figures(peaks: Peaks, components: Components | None) -> dict[str, int | None]:
+    """An account from top to bottom, in bytes.
+
+    The components sum to the allocated peak, the reserve on top makes the reserved one, and the
+    context on top of that makes the peak of the process.
+    """
+    known = asdict(components) if components else {}
+    return {name: known.get(name) for name in COMPONENTS} | {
+        PEAK_ALLOCATED: peaks.allocated,
+        "+ reserve": _difference(peaks.reserved, peaks.allocated),
+        "peak reserved": peaks.reserved,
+        "+ context": _difference(peaks.process, peaks.reserved),
+        "peak process": peaks.process,
+    }
+
+
+def _difference(left: int | None, right: int | None) -> int | None:
+    return None if left is None or right is None else left - right
+
+
+def _error(estimated: int | None, peak: int | None) -> str:
+    return "-" if estimated is None or not peak else f"{100 * (estimated - peak) / peak:+.2f}%"
+
+
+def _print_rules(console: Console, rules: Rules) -> None:
+    console.print(f"\nRule: {rules.formula}")
+    if rules.table:
+        columns = list(dict.fromkeys(name for row in rules.table.values() for name in row))
+        table = _table("known closed forms", *(column.replace("_", " ") for column in columns))
+        for name, row in rules.table.items():
+            table.add_row(name, *(format_size(row.get(column)) for column in columns))
+        _print_table(console, table)
+
+
+def _print_phases(console: Console, phases: Sequence[PhaseResult]) -> None:
+    if not phases:
+        return
+    table = _table("phase", *(f"peak {metric}" for metric in METRICS))
+    for phase in phases:
+        table.add_row(phase.phase, *(format_size(phase.peaks.get(metric)) for metric in METRICS))
+    _print_table(console, table)
+
+
+def _print_lines(console: Console, heading: str, lines: Sequence[str]) -> None:
+    if lines:
+        console.print(f"\n{heading}:")
+        for line in lines:
+            console.print(f"- {line}")

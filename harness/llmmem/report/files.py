@@ -1,0 +1,137 @@
+"""Reports as pandas frames, and the files they are written to and read from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmmem.errors import InputError
+from llmmem.report.records import COLUMNS, SCHEMA
+from llmmem.report.tables import markdown, plain_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import pandas as pd
+
+    from llmmem.report.records import Record
+
+__all__ = ["check_report_path", "frame", "load_report", "write"]
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per record and phase, ``total`` first, with the columns and dtypes of `COLUMNS`.
+
+    Bytes are nullable integers, and what is not known is missing, never 0.
+    """
+    return _frame([row for record in records for row in record.rows()])
+
+
+def check_report_path(path: str | Path) -> Path:
+    """The path, if a report can be written in the format that its suffix says.
+
+    Raises:
+        InputError: A suffix other than .csv, .json and .md.
+    """
+    return _check_suffix(Path(path), _WRITERS)
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write what `frame` made, in the format that the suffix says: .csv, .json or .md.
+
+    Parent folders are created, and the file is replaced at once: a reader sees the old report or
+    the new one, never a part.
+
+    Raises:
+        InputError: Another suffix, or the file cannot be written.
+    """
+    path = check_report_path(path)
+    text = _WRITERS[path.suffix](frame)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write report {str(path)!r}: {error.strerror}") from error
+
+
+def load_report(path: str | Path) -> pd.DataFrame:
+    """Read a report that `write` wrote as .csv or .json: an equal frame, dtypes included.
+
+    Columns that no report has are left out.
+
+    Raises:
+        InputError: Another suffix, a file that cannot be read, or one that is no report.
+    """
+    path = _check_suffix(Path(path), _READERS)
+    try:
+        loaded = _READERS[path.suffix](path)
+    except OSError as error:
+        raise InputError(f"cannot read report {str(path)!r}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"cannot read report {str(path)!r}: {error}") from error
+    others = loaded.loc[loaded["schema"] != SCHEMA, "schema"]
+    if len(others):
+        raise InputError(
+            f"cannot read report {str(path)!r}: schema {others.iloc[0]} (accepted: {SCHEMA})"
+        )
+    return loaded
+
+
+def _check_suffix(path: Path, accepted: Mapping[str, object]) -> Path:
+    if path.suffix not in accepted:
+        raise InputError(f"unknown report format {str(path)!r} (accepted: {', '.join(accepted)})")
+    return path
+
+
+def _check_columns(columns: Iterable[str]) -> None:
+    for name in COLUMNS.keys() - set(columns):
+        raise ValueError(f"it lacks the column {name!r}")
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    # Through objects: whole rows would take integers with a gap in their column through floats.
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(dict(COLUMNS))
+
+
+def _to_csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False)
+
+
+def _from_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    # Floats as text first: before pandas 3.1 read_csv itself does not read them exactly.
+    dtypes = {name: "string" if dtype == "Float64" else dtype for name, dtype in COLUMNS.items()}
+    loaded = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+    _check_columns(loaded.columns)
+    return loaded[list(COLUMNS)].astype(dict(COLUMNS))
+
+
+def _to_json(frame: pd.DataFrame) -> str:
+    return json.dumps(plain_rows(frame), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _from_json(path: Path) -> pd.DataFrame:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of rows")
+    for row in rows:
+        _check_columns(row)
+    return _frame(rows)
+
+
+_WRITERS: Mapping[str, Callable[[pd.DataFrame], str]] = {
+    ".csv": _to_csv,
+    ".json": _to_json,
+    ".md": markdown,
+}
+_READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = {".csv": _from_csv, ".json": _from_json}

@@ -1,0 +1,356 @@
+"""One record per run, estimate or measured test, and the rows of a report it makes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmmem.results import COMPONENTS, Components, Estimate, Peaks, PhaseResult
+from llmmem.setups import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from llmmem.results import Outcome, RunResult, Source
+
+__all__ = ["COLUMNS", "SCHEMA", "Record"]
+
+SCHEMA = 1
+TOTAL = "total"
+
+LIBRARIES = ("llmmem", "torch", "transformers", "peft", "bitsandbytes", "cuda", "driver")
+
+#: The columns of a report in their order, each with its pandas dtype. All are nullable.
+COLUMNS: Mapping[str, str] = {
+    "schema": "Int64",
+    "test": "string",
+    "setup": "string",
+    "phase": "string",
+    "model": "string",
+    "task": "string",
+    "mode": "string",
+    "method": "string",
+    "quantization": "string",
+    "adapter": "string",
+    "optimizer": "string",
+    "dtype": "string",
+    "batch_size": "Int64",
+    "seq_len": "Int64",
+    "gradient_checkpointing": "boolean",
+    "kv_cache": "string",
+    "parallel": "string",
+    "device": "string",
+    "gpu": "string",
+    "source": "string",
+    "outcome": "string",
+    "message": "string",
+    "metric": "string",
+    "weights_bytes": "Int64",
+    "gradients_bytes": "Int64",
+    "optimizer_bytes": "Int64",
+    "activations_bytes": "Int64",
+    "temporaries_bytes": "Int64",
+    "reserve_bytes": "Int64",
+    "context_bytes": "Int64",
+    "context_source": "string",
+    "held_before_bytes": "Int64",
+    "peak_allocated_bytes": "Int64",
+    "peak_reserved_bytes": "Int64",
+    "peak_process_bytes": "Int64",
+    "rule_bytes": "Int64",
+    "trace_bytes": "Int64",
+    "trace_error_percent": "Float64",
+    "limit_bytes": "Int64",
+    "headroom_bytes": "Int64",
+    "baseline_bytes": "Int64",
+    "change_bytes": "Int64",
+    "step_seconds": "Float64",
+    **dict.fromkeys(LIBRARIES, "string"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The memory of one thing that was looked at, and what it is held to.
+
+    `from_run` and `from_estimate` make one of a result; a test that ran no setup is recorded by
+    giving the fields that are known.
+
+    Attributes:
+        device: Where, such as ``"sim:h100"``, ``"cuda:0"`` or ``"estimate"``.
+        source: Where the peaks come from.
+        outcome: How it ended.
+        message: Why, when the outcome is not ok.
+        test: The node id of the pytest test that it belongs to.
+        setup: What ran, if it was a setup.
+        gpu: The name of the card.
+        metric: Which of `results.METRICS` the limit and the baseline are about.
+        peaks: Absolute peaks in bytes, with what was held before.
+        components: What held the allocated peak, in bytes.
+        phases: The same per phase.
+        context_source: ``modelled`` or ``measured``: where peak process - peak reserved is from.
+        held_before_bytes: What was allocated already before the measurement began.
+        limit_bytes: The most that the metric may reach.
+        baseline_bytes: What the metric was.
+        step_seconds: Wall time of a step.
+        versions: Versions of libraries, CUDA and driver by name.
+        estimate: The estimate of the same setup.
+    """
+
+    device: str
+    source: Source
+    outcome: Outcome
+    message: str = ""
+    test: str | None = None
+    setup: Setup | None = None
+    gpu: str | None = None
+    metric: str = "process"
+    peaks: Peaks = field(default_factory=Peaks)
+    components: Components | None = None
+    phases: tuple[PhaseResult, ...] = ()
+    context_source: Literal["modelled", "measured"] | None = None
+    held_before_bytes: int | None = None
+    limit_bytes: int | None = None
+    baseline_bytes: int | None = None
+    step_seconds: float | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    estimate: Estimate | None = None
+
+    @classmethod
+    def from_run(
+        cls,
+        result: RunResult,
+        *,
+        test: str | None = None,
+        metric: str = "process",
+        limit_bytes: int | None = None,
+        baseline_bytes: int | None = None,
+    ) -> Record:
+        """The record of a run."""
+        return cls(
+            device=result.device,
+            source=result.source,
+            outcome=result.outcome,
+            message=result.message,
+            test=test,
+            setup=result.setup,
+            gpu=result.gpu,
+            metric=metric,
+            peaks=result.peaks,
+            components=result.components,
+            phases=result.phases,
+            context_source=result.context_source,
+            held_before_bytes=result.held_before_bytes,
+            limit_bytes=limit_bytes,
+            baseline_bytes=baseline_bytes,
+            step_seconds=result.step_seconds,
+            versions=result.versions,
+            estimate=result.estimate,
+        )
+
+    @classmethod
+    def from_estimate(
+        cls,
+        estimate: Estimate,
+        *,
+        test: str | None = None,
+        metric: str = "process",
+        limit_bytes: int | None = None,
+        baseline_bytes: int | None = None,
+    ) -> Record:
+        """The record of an estimate: its peaks are those of the trace."""
+        trace = estimate.trace
+        return cls(
+            device="estimate",
+            source="estimated",
+            outcome=trace.outcome,
+            message=trace.message,
+            test=test,
+            setup=estimate.setup,
+            gpu=estimate.gpu,
+            metric=metric,
+            peaks=trace.peaks,
+            components=trace.components,
+            phases=trace.phases,
+            context_source="modelled",
+            limit_bytes=limit_bytes,
+            baseline_bytes=baseline_bytes,
+            versions=estimate.versions,
+            estimate=estimate,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: what a test process sends to the one that reports."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return plain | {
+            "setup": self.setup.to_dict() if self.setup else None,
+            **self.peaks.to_dict(),
+            "components": asdict(self.components) if self.components else None,
+            "phases": [phase.to_dict() for phase in self.phases],
+            "versions": dict(self.versions),
+            "estimate": self.estimate.to_dict() if self.estimate else None,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` wrote."""
+        setup, estimate = document["setup"], document["estimate"]
+        components = document["components"]
+        return cls(
+            **{name: document[name] for name in _PLAIN},
+            setup=Setup.from_mapping(setup) if setup else None,
+            peaks=Peaks.from_dict(document),
+            components=Components(**components) if components else None,
+            phases=tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
+            versions=document["versions"],
+            estimate=Estimate.from_dict(estimate) if estimate else None,
+        )
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The peak of the record's metric."""
+        return self.peaks.get(self.metric)
+
+    @property
+    def headroom_bytes(self) -> int | None:
+        """The limit less the peak of the metric: below zero when over the limit."""
+        return _difference(self.limit_bytes, self.peak_bytes)
+
+    @property
+    def change_bytes(self) -> int | None:
+        """The peak of the metric less the baseline: above zero when it has grown."""
+        return _difference(self.peak_bytes, self.baseline_bytes)
+
+    @property
+    def rule_bytes(self) -> int | None:
+        """What the closed form says about the allocated peak."""
+        return self.estimate.rules.peak_allocated_bytes if self.estimate else None
+
+    @property
+    def trace_bytes(self) -> int | None:
+        """The allocated peak of the trace; ``None`` where the trace did not reach the end."""
+        if self.estimate is None or self.estimate.trace.outcome != "ok":
+            return None
+        return self.estimate.trace.peaks.allocated
+
+    @property
+    def trace_error_percent(self) -> float | None:
+        """100 x (trace - peak) / peak, allocated.
+
+        ``None`` for an estimate, which is not held against itself, and for a run that did not
+        reach the end.
+        """
+        return self._trace_error(self.trace_bytes, self.peaks.allocated)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of a report, `TOTAL` first, then one per phase; missing values are ``None``.
+
+        Limit, baseline, the closed form and what was held before are about the whole, so they
+        are on the first row only.
+        """
+        about = self._about()
+        total = {
+            "held_before_bytes": self.held_before_bytes,
+            "rule_bytes": self.rule_bytes,
+            "limit_bytes": self.limit_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "baseline_bytes": self.baseline_bytes,
+            "change_bytes": self.change_bytes,
+            "step_seconds": self.step_seconds,
+        }
+        whole = PhaseResult(TOTAL, self.peaks, self.components)
+        yield self._row(about | total, whole, self.trace_bytes)
+        traced = self._traced_phases()
+        for phase in self.phases:
+            yield self._row(about, phase, traced.get(phase.phase))
+
+    def _about(self) -> dict[str, Any]:
+        """What all rows of the record share."""
+        return {
+            "schema": SCHEMA,
+            "test": self.test,
+            **(_setup_columns(self.setup) if self.setup else {}),
+            "device": self.device,
+            "gpu": self.gpu,
+            "source": self.source,
+            "outcome": self.outcome,
+            "message": self.message or None,
+            "metric": self.metric,
+            **{name: self.versions.get(name) for name in LIBRARIES},
+        }
+
+    def _row(self, known: dict[str, Any], phase: PhaseResult, trace: int | None) -> dict[str, Any]:
+        peaks = phase.peaks
+        context = _difference(peaks.process, peaks.reserved)
+        components = {f"{name}_bytes": getattr(phase.components, name, None) for name in COMPONENTS}
+        values = known | {
+            "phase": phase.phase,
+            **components,
+            **peaks.to_dict(),
+            "reserve_bytes": _difference(peaks.reserved, peaks.allocated),
+            "context_bytes": context,
+            "context_source": None if context is None else self.context_source,
+            "trace_bytes": trace,
+            "trace_error_percent": self._trace_error(trace, peaks.allocated),
+        }
+        return {column: values.get(column) for column in COLUMNS}
+
+    def _traced_phases(self) -> dict[str, int | None]:
+        if self.estimate is None or self.estimate.trace.outcome != "ok":
+            return {}
+        return {phase.phase: phase.peaks.allocated for phase in self.estimate.trace.phases}
+
+    def _trace_error(self, trace: int | None, peak: int | None) -> float | None:
+        if self.source == "estimated" or self.outcome != "ok" or trace is None or not peak:
+            return None
+        return 100 * (trace - peak) / peak
+
+
+_PLAIN = (
+    "device",
+    "source",
+    "outcome",
+    "message",
+    "test",
+    "gpu",
+    "metric",
+    "context_source",
+    "held_before_bytes",
+    "limit_bytes",
+    "baseline_bytes",
+    "step_seconds",
+)
+
+
+def _setup_columns(setup: Setup) -> dict[str, Any]:
+    checkpointing = setup.gradient_checkpointing
+    parallel = setup.parallel
+    return {
+        "setup": setup.key(),
+        "model": setup.model,
+        "task": setup.task,
+        "mode": setup.mode,
+        "method": setup.method,
+        "quantization": setup.quantization,
+        "adapter": _adapter_name(setup.adapter),
+        "optimizer": setup.optimizer,
+        "dtype": setup.dtype,
+        "batch_size": setup.batch_size,
+        "seq_len": setup.seq_len,
+        # A table is a way to do it, so it says that it is done.
+        "gradient_checkpointing": None if checkpointing is None else bool(checkpointing),
+        "kv_cache": setup.kv_cache,
+        "parallel": f"{parallel['strategy']}x{parallel['world_size']}" if parallel else "none",
+    }
+
+
+def _adapter_name(adapter: Mapping[str, Any] | str | None) -> str | None:
+    """``"none"``, or the kind of adapter with its rank if it has one: ``"LORA r=16"``."""
+    if adapter is None or isinstance(adapter, str):
+        return adapter
+    rank = f" r={adapter['r']}" if "r" in adapter else ""
+    return f"{adapter['peft_type']}{rank}"
+
+
+def _difference(left: int | None, right: int | None) -> int | None:
+    return None if left is None or right is None else left - right
