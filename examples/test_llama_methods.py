@@ -11,7 +11,7 @@ def test_full_fine_tuning_fits(vram):
     vram.run(Setup(model=LLAMA, method="full", seq_len=2048))
 
 
-@pytest.mark.max_vram("12GB")
+@pytest.mark.max_vram("16GB")
 def test_lora_fits(vram):
     vram.run(Setup(model=LLAMA, method="lora", seq_len=2048))
 

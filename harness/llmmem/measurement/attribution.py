@@ -21,7 +21,6 @@ __all__ = ["Attribution", "Event", "Label", "PhaseAttribution", "Span", "attribu
 Key = TypeVar("Key")
 
 FORWARD_PHASES = ("forward", "prefill", "decode")
-OUTSIDE = "(outside of modules)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,8 @@ class Attribution:
         peak_bytes: The largest sum of live blocks.
         components: That sum by component.
         phases: The same for every phase that occurred.
-        holders: That sum by component and innermost module, largest first.
+        holders: That sum by component and innermost module, or the phase in parentheses for what
+            no module asked for, largest first.
     """
 
     peak_bytes: int
@@ -139,7 +139,7 @@ def _lives(
     events: Sequence[Event], phases: Sequence[Span], calls: Sequence[Span], labels: Sequence[Label]
 ) -> list[_Life]:
     outermost = _OutermostCalls(calls)
-    modules = _innermost_modules(calls, len(events))
+    modules = _innermost_modules(calls, phases, len(events))
     phase_of = _PhaseLookup(phases)
     label_of = _BlockLabels(labels)
     live: dict[int, int] = {}
@@ -218,11 +218,15 @@ class _BlockLabels:
         return found[index].component
 
 
-def _innermost_modules(calls: Sequence[Span], size: int) -> list[str]:
-    """For each position, the name of the innermost module whose call it lies in."""
-    modules = [OUTSIDE] * size
-    for span in sorted(calls, key=lambda span: (span.start, -span.end)):
-        modules[span.start : span.end] = [span.name] * (min(span.end, size) - span.start)
+def _innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
+    """For each position, the innermost module whose call it lies in, else the phase."""
+    modules = ["(outside of phases)"] * size
+    places = [(span, f"({span.name})") for span in phases]
+    places += [
+        (span, span.name) for span in sorted(calls, key=lambda span: (span.start, -span.end))
+    ]
+    for span, name in places:
+        modules[span.start : span.end] = [name] * (min(span.end, size) - span.start)
     return modules
 
 
