@@ -1,0 +1,259 @@
+"""Put a simulated GPU into this process, or say why that cannot be done."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llmmem.catalogue.gpus import Gpu, find_gpu
+from llmmem.errors import InputError, UnsupportedError
+from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
+from llmmem.simgpu.loader import Account, load, open_account
+from llmmem.simgpu.torch_build import TorchBuild, installed_torch
+
+__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
+
+MOST_DEVICES = 16
+CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
+MACHINES = ("x86_64", "aarch64")
+
+#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans of
+#: cuDNN have workspaces that only cuDNN knows.
+ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+NOTES = (
+    "cuDNN attention is not simulated: flash attention is taken instead",
+    "convolutions take no cuDNN workspace",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps the simulated GPU from running here.
+
+    Attributes:
+        what: What is missing or in the way.
+        remedy: What to do about it.
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}"
+
+
+class SimulatedGpu:
+    """The simulated GPUs of this process. Sizes are bytes.
+
+    Attributes:
+        gpu: The card.
+        count: How many of them there are.
+        notes: What differs from a real card.
+        libraries: The compiled libraries.
+    """
+
+    def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
+        self.gpu = gpu
+        self.count = count
+        self.notes = NOTES
+        self.libraries = libraries
+        self._account = account
+
+    @property
+    def context_bytes(self) -> int:
+        """The CUDA context that every device touched is charged with."""
+        return self.gpu.context_bytes
+
+    def process_bytes(self, device: int = 0) -> int:
+        """What this process holds on the device, as NVML would report it: context, device memory, and
+        managed memory as far as it is resident."""
+        return self._account.process_bytes(self._checked(device))
+
+    def peak_process_bytes(self, device: int = 0) -> int:
+        """The most that ``process_bytes`` was since the start or the last ``reset_peak``."""
+        return self._account.peak_process_bytes(self._checked(device))
+
+    def reset_peak(self, device: int = 0) -> None:
+        """Start a new peak from what is held now."""
+        self._account.reset_peak(self._checked(device))
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables with which a new program has these GPUs, its own account of them at zero.
+
+        A forked child needs none: it has the GPUs already.
+        """
+        preloaded = [str(path) for path in self.libraries.paths]
+        if os.environ.get("LD_PRELOAD"):
+            preloaded.append(os.environ["LD_PRELOAD"])
+        return {
+            "LD_PRELOAD": ":".join(preloaded),
+            CARD_VARIABLE: _card(self.gpu, self.count, _required_torch()),
+            ATTENTION_VARIABLE: "1",
+        }
+
+    def _checked(self, device: int) -> int:
+        if not 0 <= device < self.count:
+            raise InputError(f"invalid device {device!r} (there are {self.count}, counted from 0)")
+        return device
+
+
+_active: SimulatedGpu | None = None
+
+
+def active() -> SimulatedGpu | None:
+    """The simulated GPUs of this process, or None."""
+    global _active
+    if _active is None:
+        _active = _inherited()
+    return _active
+
+
+def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
+    """Give this process simulated GPUs. Must come before torch is imported; lasts until the process ends.
+
+    The libraries are compiled at the first call on a machine and then cached in ``$XDG_CACHE_HOME/llmmem``.
+    Asking for the same GPUs again returns them. Other ones can be had until a device is first used: a
+    server imports torch and forks, and each child chooses its own.
+
+    Args:
+        gpu: A card of the catalogue, or its name.
+        count: How many of them, 1 to 16.
+
+    Raises:
+        InputError: No such card, or another count.
+        UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the card; or
+            other GPUs are in use.
+    """
+    global _active
+    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    if not 1 <= count <= MOST_DEVICES:
+        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    before = active()
+    if before is not None and (before.gpu, before.count) == (card, count):
+        return before
+    for problem in check() if before else (*check(), *_too_late()):
+        raise UnsupportedError(str(problem))
+    torch = _required_torch()
+    if not torch.runs_on(card.compute_capability):
+        raise UnsupportedError(_no_kernels(torch, card))
+    libraries = before.libraries if before else build(torch, _cache_directory())
+    account = load(libraries)
+    account.configure(_card(card, count, torch))
+    os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    _active = SimulatedGpu(card, count, libraries, account)
+    return _active
+
+
+def _inherited() -> SimulatedGpu | None:
+    """The GPUs that the process was started with (``SimulatedGpu.environment``)."""
+    card = os.environ.get(CARD_VARIABLE)
+    preloaded = [Path(path) for path in os.environ.get("LD_PRELOAD", "").split(":")]
+    core = next((path for path in preloaded if path.name == CORE), None)
+    if card is None or core is None:
+        return None
+    fields = dict(field.split("=", 1) for field in card.split(";"))
+    libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
+    return SimulatedGpu(find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core))
+
+
+def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
+    major, minor = gpu.compute_capability
+    return (
+        f"PyTorch {torch.version} has no kernels for the {gpu.title} (compute capability {major}.{minor}): "
+        f"it was built for {', '.join(torch.architectures())}; install a build that covers it"
+    )
+
+
+def check() -> tuple[Problem, ...]:
+    """What keeps the simulated GPU from running on this machine; nothing is imported or compiled."""
+    problems = []
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        problems.append(
+            Problem(f"this is {sys.platform} on {platform.machine()}", "use Linux on x86-64 or aarch64")
+        )
+    torch = installed_torch()
+    if torch is None:
+        problems.append(Problem("PyTorch is not installed", "install a build with CUDA: pip install torch"))
+    elif torch.cuda is None:
+        problems.append(
+            Problem(
+                f"PyTorch {torch.version} is a build without CUDA",
+                "install one with CUDA (on Linux: pip install torch, without a CPU index)",
+            )
+        )
+    elif cuda_headers(torch) is None:
+        problems.append(
+            Problem("CUDA's headers are not installed", "reinstall torch with its nvidia-* dependencies")
+        )
+    if compiler() is None:
+        problems.append(
+            Problem("there is no C compiler", "install gcc or clang, or name a compiler in $CC")
+        )
+    return tuple(problems)
+
+
+def _too_late() -> tuple[Problem, ...]:
+    """What in this process is in the way."""
+    if "torch" in sys.modules:
+        return (Problem("torch is imported already", "activate the simulated GPU before torch is imported"),)
+    if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
+        return (
+            Problem("CUDA's own runtime is loaded already", "activate the simulated GPU before CUDA is loaded"),
+        )
+    return ()
+
+
+def _required_torch() -> TorchBuild:
+    torch = installed_torch()
+    assert torch is not None  # check() has passed
+    return torch
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "llmmem"
+
+
+def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
+    """The card as the libraries read it (``sim_card`` in ``csrc/account.h``)."""
+    major, minor = gpu.compute_capability
+    cuda_major, cuda_minor = (int(part) for part in (torch.cuda or "0.0").split(".")[:2])
+    return ";".join(
+        f"{key}={value}"
+        for key, value in {
+            "name": gpu.name,
+            "title": f"{gpu.title} (simulated)",
+            "count": count,
+            "major": major,
+            "minor": minor,
+            "sm_count": gpu.sm_count,
+            "total_bytes": gpu.total_bytes,
+            "nvml_total_bytes": gpu.nvml_total_bytes,
+            "shared_per_block_optin": gpu.shared_memory_per_block_optin,
+            "shared_per_sm": gpu.shared_memory_per_sm,
+            "threads_per_sm": gpu.threads_per_sm,
+            "blocks_per_sm": gpu.blocks_per_sm,
+            "l2_bytes": gpu.l2_bytes,
+            "memory_bus_bits": gpu.memory_bus_bits,
+            "context_bytes": gpu.context_bytes,
+            "driver_cuda_version": 1000 * cuda_major + 10 * cuda_minor,
+            "driver_version": "580.00" if cuda_major >= 13 else "570.00",
+            "cublas_version": _library_version("cublas", cuda_major),
+            "cudnn_version": _library_version("cudnn", cuda_major),
+        }.items()
+    )
+
+
+def _library_version(library: str, cuda_major: int) -> int:
+    """The version of an installed CUDA library as that library itself numbers it: 9.24.0 is 92400."""
+    for name in (f"nvidia-{library}-cu{cuda_major}", f"nvidia-{library}"):
+        try:
+            major, minor, patch = (int(part) for part in version(name).split(".")[:3])
+        except PackageNotFoundError:
+            continue
+        return 10000 * major + 100 * minor + patch
+    return 10000 * cuda_major

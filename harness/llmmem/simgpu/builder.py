@@ -1,0 +1,297 @@
+"""Compile the libraries of the simulated GPU for the installed PyTorch.
+
+What is written by hand lies in ``csrc``. Everything else that the installed libraries import is
+generated here as a function that succeeds and does nothing, so the list of functions is never
+written down: it moves with every release of PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmmem.errors import UnsupportedError
+from llmmem.simgpu.symbols import (
+    exported_symbols,
+    needed_libraries,
+    text_constants,
+    wanted_symbols,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmmem.simgpu.torch_build import TorchBuild
+
+__all__ = ["CORE", "BuiltLibraries", "build", "compiler", "cuda_headers", "replaced_libraries"]
+
+SOURCES = Path(__file__).parent / "csrc"
+
+#: SONAME of the library that holds the account, from the sources that no other library is made of;
+#: all others link against it.
+CORE = "libllmmem-simgpu.so"
+
+#: The CUDA libraries that are replaced: the name without version, and its source. In this order
+#: each finds the ones before it loaded.
+LIBRARIES = {
+    "libcuda": "driver.c",
+    "libcudart": "cudart.c",
+    "libcublasLt": "cublaslt.c",
+    "libcublas": "cublas.c",
+    "libcudnn": "cudnn.c",
+    "libnvidia-ml": "nvml.c",
+}
+#: Those that every program looks up by one fixed name, whatever its CUDA version.
+FIXED_NAMES = {"libcuda": "libcuda.so.1", "libnvidia-ml": "libnvidia-ml.so.1"}
+
+COMPILE_SECONDS = 300
+
+_SUCCEEDS = "0"
+_NVML_NOT_SUPPORTED = "3"
+
+
+@dataclass(frozen=True)
+class BuiltLibraries:
+    """The compiled libraries, in the order in which they must be loaded.
+
+    Attributes:
+        paths: The files. Their names differ from CUDA's (their SONAMEs do not), because PyTorch
+            looks for ``libcudart.so`` among the loaded files and then loads the real ones.
+    """
+
+    paths: tuple[Path, ...]
+
+    @property
+    def core(self) -> Path:
+        """The library that holds the account."""
+        return self.paths[0]
+
+
+def compiler() -> str | None:
+    """The C compiler to use: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
+    chosen = os.environ.get("CC")
+    candidates = (chosen.split()[0],) if chosen and chosen.strip() else ("cc", "gcc", "clang")
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
+def cuda_headers(torch: TorchBuild) -> Path | None:
+    """The directory of ``cuda_runtime_api.h`` among the installed wheels, of torch's own CUDA major."""
+    major = (torch.cuda or "").split(".")[0]
+    candidates = (
+        torch.site_packages / "nvidia" / f"cu{major}" / "include",
+        torch.site_packages / "nvidia" / "cuda_runtime" / "include",
+        torch.site_packages / "triton" / "backends" / "nvidia" / "include",
+    )
+    return next((path for path in candidates if _cuda_major(path) == major), None)
+
+
+def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
+    """SONAMEs of the libraries to replace, in loading order, and the source of each.
+
+    Which major versions they have is read from what the installed PyTorch needs.
+    """
+    needed = {name for path in torch.libraries() for name in needed_libraries(path)}
+    names = {}
+    for base, source in LIBRARIES.items():
+        fixed = FIXED_NAMES.get(base)
+        for soname in (fixed,) if fixed else sorted(n for n in needed if n.split(".so.")[0] == base):
+            names[soname] = source
+    return names
+
+
+def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
+    """The libraries for the installed PyTorch, compiled at the first call and then taken from the cache.
+
+    Args:
+        torch: The PyTorch that is to run on them; a build with CUDA.
+        cache: Directory for compiled libraries; made if it is not there.
+
+    Raises:
+        UnsupportedError: No compiler, no CUDA headers, or the compiler failed (its output is shown).
+    """
+    from filelock import FileLock
+
+    cc = compiler()
+    headers = cuda_headers(torch)
+    if cc is None:
+        raise UnsupportedError(
+            "the simulated GPU needs a C compiler (cc, gcc or clang) at first use: install one, "
+            "for example with `apt install gcc`, or name it in $CC"
+        )
+    if headers is None:
+        raise UnsupportedError(
+            "the simulated GPU needs CUDA's headers at first use: install the wheel of the CUDA runtime "
+            "that PyTorch depends on (nvidia-cuda-runtime)"
+        )
+    readers = _readers(torch)
+    directory = cache / _key(cc, torch, readers)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock"):
+        if not directory.is_dir():
+            _build_into(directory, _Compiler(cc, headers), torch, readers)
+    return BuiltLibraries(tuple(directory / name for name in _order(directory)))
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    command: str
+    headers: Path
+
+    def run(self, *arguments: str | Path) -> None:
+        """Compile with what all calls share.
+
+        Raises:
+            UnsupportedError: The compiler failed or took too long.
+        """
+        command = [
+            self.command, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
+            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}",
+            *map(str, arguments),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        if done.returncode:
+            raise UnsupportedError(
+                f"the simulated GPU could not be compiled with {self.command}:\n{done.stderr.strip()}"
+            )
+
+
+def _build_into(directory: Path, cc: _Compiler, torch: TorchBuild, readers: tuple[Path, ...]) -> None:
+    """Build in a temporary directory and move it into place, so that what is there is always whole."""
+    sonames = replaced_libraries(torch)
+    wanted = {w.library: w for w in wanted_symbols(readers)}
+    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+        work = Path(temporary) / "libraries"
+        work.mkdir()
+        core = work / CORE
+        sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
+        cc.run("-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", "-o", core, *sources, "-ldl")
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            objects = dict(
+                zip(sonames, pool.map(lambda item: _object(cc, work, *item), sonames.items()), strict=True)
+            )
+        built = [core]
+        for soname, compiled in objects.items():
+            symbols = _symbols_looked_up(soname, cc.headers, readers)
+            version_node = None
+            if soname in wanted:
+                symbols |= wanted[soname].symbols
+                version_node = wanted[soname].version
+            stubs = symbols - exported_symbols(compiled)
+            built.append(_link(cc, work, soname, compiled, stubs, version_node, built))
+        (work / "order").write_text("\n".join(path.name for path in built), encoding="utf-8")
+        work.rename(directory)
+
+
+def _object(cc: _Compiler, work: Path, soname: str, source: str) -> Path:
+    compiled = work / f"{soname}.o"
+    cc.run("-c", "-o", compiled, SOURCES / source)
+    return compiled
+
+
+def _link(
+    cc: _Compiler,
+    work: Path,
+    soname: str,
+    compiled: Path,
+    stubs: Iterable[str],
+    version_node: str | None,
+    before: list[Path],
+) -> Path:
+    """One library: the object, the generated functions, and a version script where imports are versioned."""
+    answer = _NVML_NOT_SUPPORTED if soname == FIXED_NAMES["libnvidia-ml"] else _SUCCEEDS
+    generated = work / f"{soname}.c"
+    generated.write_text(
+        "".join(f"long {name}(void) {{ return {answer}; }}\n" for name in sorted(stubs)), encoding="utf-8"
+    )
+    options = []
+    if version_node is not None:
+        script = work / f"{soname}.map"
+        script.write_text(f"{version_node} {{ global: *; }};\n", encoding="utf-8")
+        options.append(f"-Wl,--version-script={script}")
+    library = work / f"simgpu-{soname.removeprefix('lib')}"
+    cc.run(
+        "-shared", f"-Wl,-soname,{soname}", "-Wl,-rpath,$ORIGIN", *options,
+        "-o", library, compiled, generated, *before, "-ldl",
+    )  # fmt: skip
+    for leftover in (compiled, generated, work / f"{soname}.map"):
+        leftover.unlink(missing_ok=True)
+    return library
+
+
+def _order(directory: Path) -> list[str]:
+    return (directory / "order").read_text(encoding="utf-8").split()
+
+
+def _readers(torch: TorchBuild) -> tuple[Path, ...]:
+    """The installed libraries that may import from the ones that are replaced."""
+    packages = torch.site_packages
+    return (
+        *torch.libraries(),
+        *sorted((packages / "bitsandbytes").glob("libbitsandbytes_cuda*.so")),
+        *sorted((packages / "nvidia").glob("**/lib/*.so*")),
+    )
+
+
+def _symbols_looked_up(soname: str, headers: Path, readers: tuple[Path, ...]) -> frozenset[str]:
+    """Names that programs look up at run time, and which no import therefore shows."""
+    if soname == FIXED_NAMES["libcuda"]:
+        return _driver_functions(headers / "cuda.h")
+    if soname == FIXED_NAMES["libnvidia-ml"]:
+        return _nvml_functions(readers)
+    return frozenset()
+
+
+def _driver_functions(header: Path) -> frozenset[str]:
+    """All functions of the driver's header, in all their versions."""
+    text = header.read_text(encoding="utf-8", errors="replace")
+    declared = re.findall(r"CUDAAPI\s+(cu[A-Z]\w+)\s*\(", text)
+    versioned = re.findall(r"#define\s+cu[A-Z]\w+\s+(cu[A-Z]\w+)\b", text)
+    return frozenset(declared) | frozenset(versioned)
+
+
+def _nvml_functions(readers: tuple[Path, ...]) -> frozenset[str]:
+    """The NVML functions named by the installed libraries and by the Python bindings."""
+    pattern = rb"\bnvml[A-Z]\w+"
+    names = {name for path in readers if "torch" in path.parts or "nccl" in path.name
+             for name in re.findall(pattern + rb"(?=\0)", text_constants(path))}  # fmt: skip
+    bindings = find_spec("pynvml")
+    if bindings is not None and bindings.origin is not None:
+        names |= set(re.findall(rb'"(nvml[A-Z]\w+)"', Path(bindings.origin).read_bytes()))
+    return frozenset(name.decode() for name in names)
+
+
+def _cuda_major(include: Path) -> str | None:
+    header = include / "cuda_runtime_api.h"
+    if not header.is_file():
+        return None
+    found = re.search(r"#define CUDART_VERSION\s+(\d+)", header.read_text(encoding="utf-8", errors="replace"))
+    return str(int(found[1]) // 1000) if found else None
+
+
+def _key(cc: str, torch: TorchBuild, readers: tuple[Path, ...]) -> str:
+    """A name for what the build depends on: sources, compiler, PyTorch, and the libraries it reads."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.rglob("*.[ch]")) + [Path(__file__)]:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update(f"{os.path.realpath(cc)}\0{torch.version}\0{_installed('nvidia-ml-py')}".encode())
+    for path in readers:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return f"simgpu-{digest.hexdigest()[:20]}"
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

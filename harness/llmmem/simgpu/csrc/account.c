@@ -1,0 +1,488 @@
+#include "account.h"
+
+#include "values.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Addresses of the devices: one reserved range that is never backed. First fit, lowest first, so
+ * that the same program gets the same addresses relative to its start. */
+#define ADDRESS_SPACE ((size_t)16 << 40)
+#define POOL_STEP ((size_t)32 << 20)
+#define POOL_ROUND ((size_t)512)
+
+typedef struct {
+    size_t mapped;  /* device memory, whole pages */
+    size_t managed; /* managed memory, whole pages; resident as far as there is room */
+    size_t peak;
+    bool context;
+    sim_pool pool;
+} device_account;
+
+typedef struct {
+    size_t size;
+    int device;
+    int references; /* the creator's, and one for each mapping */
+} physical;
+
+typedef struct {
+    uintptr_t address;
+    size_t size;
+    uint64_t handle;
+} mapping;
+
+typedef struct {
+    void *items;
+    size_t count, capacity, width;
+} table; /* sorted by address, which is the first member of an item */
+
+static sim_card card;
+static device_account accounts[SIM_MAX_DEVICES];
+static uintptr_t space;
+static table regions = {.width = sizeof(sim_region)};
+static table mappings = {.width = sizeof(mapping)};
+static _Thread_local int current_device;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void acquire(void) { pthread_mutex_lock(&lock); }
+static void release(void) { pthread_mutex_unlock(&lock); }
+
+static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+/* ---- the card ---------------------------------------------------------------------------------- */
+
+static bool set_field(const char *key, const char *value) {
+    const struct {
+        const char *name;
+        int *integer;
+        size_t *bytes;
+    } numbers[] = {
+        {"count", &card.count, NULL},
+        {"major", &card.major, NULL},
+        {"minor", &card.minor, NULL},
+        {"sm_count", &card.sm_count, NULL},
+        {"total_bytes", NULL, &card.total_bytes},
+        {"nvml_total_bytes", NULL, &card.nvml_total_bytes},
+        {"shared_per_block_optin", NULL, &card.shared_per_block_optin},
+        {"shared_per_sm", NULL, &card.shared_per_sm},
+        {"threads_per_sm", &card.threads_per_sm, NULL},
+        {"blocks_per_sm", &card.blocks_per_sm, NULL},
+        {"l2_bytes", NULL, &card.l2_bytes},
+        {"memory_bus_bits", &card.memory_bus_bits, NULL},
+        {"context_bytes", NULL, &card.context_bytes},
+        {"driver_cuda_version", &card.driver_cuda_version, NULL},
+        {"cublas_version", &card.cublas_version, NULL},
+        {"cudnn_version", &card.cudnn_version, NULL},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (strcmp(key, numbers[i].name) != 0) continue;
+        char *end;
+        unsigned long long number = strtoull(value, &end, 10);
+        if (end == value || *end) return false;
+        if (numbers[i].integer) *numbers[i].integer = (int)number;
+        if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
+        return true;
+    }
+    const struct {
+        const char *name;
+        char *text;
+        size_t size;
+    } texts[] = {
+        {"name", card.name, sizeof card.name},
+        {"title", card.title, sizeof card.title},
+        {"driver_version", card.driver_version, sizeof card.driver_version},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (strcmp(key, texts[i].name) != 0) continue;
+        snprintf(texts[i].text, texts[i].size, "%s", value);
+        return true;
+    }
+    return false;
+}
+
+static bool in_use(void) {
+    for (int device = 0; device < SIM_MAX_DEVICES; device++)
+        if (accounts[device].context) return true;
+    return false;
+}
+
+int sim_configure(const char *text) {
+    char field[256];
+    int number = 0;
+    if (in_use()) return -1;
+    while (*text) {
+        size_t length = strcspn(text, ";");
+        number++;
+        if (length >= sizeof field) return number;
+        memcpy(field, text, length);
+        field[length] = 0;
+        char *equals = strchr(field, '=');
+        if (!equals) return number;
+        *equals = 0;
+        if (!set_field(field, equals + 1)) return number;
+        text += length + (text[length] == ';');
+    }
+    if (card.count < 1 || card.count > SIM_MAX_DEVICES) return number + 1;
+    return 0;
+}
+
+/* A program started with the libraries preloaded finds its card in the environment. */
+__attribute__((constructor)) static void configure_from_environment(void) {
+    const char *text = getenv("LLMMEM_SIMULATED_GPU");
+    if (text) {
+        int bad = sim_configure(text);
+        if (bad) {
+            fprintf(stderr, "llmmem: LLMMEM_SIMULATED_GPU, field %d is not understood\n", bad);
+            abort();
+        }
+    }
+    pthread_atfork(acquire, release, release);
+}
+
+const sim_card *sim_get_card(void) { return &card; }
+
+void sim_uuid(int device, unsigned char uuid[16]) {
+    static const unsigned char base[16] = {0x73, 0x69, 0x6d, 0x75, 0x6c, 0x61, 0x74, 0x65,
+                                           0x64, 0x67, 0x70, 0x75, 0, 0, 0, 0};
+    memcpy(uuid, base, 16);
+    uuid[15] = (unsigned char)device;
+}
+
+int sim_bus_number(int device) { return device + 1; }
+
+int sim_device_at_bus(const char *place) {
+    unsigned int domain, bus, slot;
+    if (sscanf(place, "%x:%x:%x", &domain, &bus, &slot) != 3 || domain || slot) return -1;
+    int device = (int)bus - 1;
+    return device >= 0 && device < card.count ? device : -1;
+}
+
+int sim_current_device(void) { return current_device; }
+
+bool sim_set_current_device(int device) {
+    if (device < 0 || device >= card.count) return false;
+    current_device = device;
+    return true;
+}
+
+/* ---- sorted tables ----------------------------------------------------------------------------- */
+
+static uintptr_t address_of(const table *t, size_t i) {
+    return *(const uintptr_t *)((const char *)t->items + i * t->width);
+}
+
+/* The number of items that start at or below address. */
+static size_t count_up_to(const table *t, uintptr_t address) {
+    size_t low = 0, high = t->count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (address_of(t, middle) <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void insert(table *t, const void *item) {
+    if (t->count == t->capacity) {
+        t->capacity = t->capacity ? 2 * t->capacity : 256;
+        t->items = realloc(t->items, t->capacity * t->width);
+        if (!t->items) abort();
+    }
+    size_t at = count_up_to(t, *(const uintptr_t *)item);
+    char *place = (char *)t->items + at * t->width;
+    memmove(place + t->width, place, (t->count - at) * t->width);
+    memcpy(place, item, t->width);
+    t->count++;
+}
+
+static void erase(table *t, size_t i) {
+    char *place = (char *)t->items + i * t->width;
+    memmove(place, place + t->width, (t->count - i - 1) * t->width);
+    t->count--;
+}
+
+static sim_region *region_at(size_t i) { return (sim_region *)regions.items + i; }
+static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
+
+/* ---- figures (call with the lock held) --------------------------------------------------------- */
+
+static size_t context_of(const device_account *a) { return a->context ? card.context_bytes : 0; }
+
+/* Managed memory moves to the host when the device needs the room, so it never stands in the way
+ * of device memory and counts only as far as it fits beside it. */
+static size_t resident_managed(const device_account *a) {
+    size_t taken = context_of(a) + a->mapped;
+    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    return a->managed < room ? a->managed : room;
+}
+
+static size_t process_bytes(const device_account *a) {
+    return context_of(a) + a->mapped + resident_managed(a);
+}
+
+static void note_peak(device_account *a) {
+    size_t now = process_bytes(a);
+    if (now > a->peak) a->peak = now;
+}
+
+static bool charge(device_account *a, size_t bytes) {
+    size_t taken = context_of(a) + a->mapped;
+    if (taken > card.total_bytes || bytes > card.total_bytes - taken) return false;
+    a->mapped += bytes;
+    note_peak(a);
+    return true;
+}
+
+static void open_context(int device) {
+    device_account *a = &accounts[device];
+    if (a->context) return;
+    a->context = true;
+    note_peak(a);
+}
+
+void sim_open_context(int device) {
+    acquire();
+    open_context(device);
+    release();
+}
+
+bool sim_context_is_open(int device) { return accounts[device].context; }
+
+size_t sim_process_bytes(int device) {
+    acquire();
+    size_t bytes = process_bytes(&accounts[device]);
+    release();
+    return bytes;
+}
+
+size_t sim_peak_process_bytes(int device) { return accounts[device].peak; }
+
+void sim_reset_peak(int device) {
+    acquire();
+    accounts[device].peak = process_bytes(&accounts[device]);
+    release();
+}
+
+size_t sim_free_bytes(int device) { return card.total_bytes - sim_process_bytes(device); }
+
+/* ---- addresses --------------------------------------------------------------------------------- */
+
+bool sim_is_device_address(uintptr_t address) {
+    return space && address >= space && address < space + ADDRESS_SPACE;
+}
+
+/* The lowest gap of the reserved range that holds extent bytes, or 0. */
+static uintptr_t find_gap(size_t extent) {
+    if (!space) {
+        void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base == MAP_FAILED) return 0;
+        space = round_up((uintptr_t)base, SIM_PAGE);
+    }
+    uintptr_t at = space, end = space + ADDRESS_SPACE - SIM_PAGE;
+    for (size_t i = count_up_to(&regions, space - 1); i < regions.count; i++) {
+        const sim_region *r = region_at(i);
+        if (!sim_is_device_address(r->address)) break;
+        if (r->address - at >= extent) break;
+        at = r->address + r->extent;
+    }
+    return at <= end && end - at >= extent ? at : 0;
+}
+
+static uintptr_t host_memory(size_t extent) {
+    void *p = mmap(NULL, extent, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? 0 : (uintptr_t)p;
+}
+
+/* Make room for size bytes in the pool: grow what it holds in steps when they are not there. */
+static bool charge_pool(device_account *a, size_t size) {
+    sim_pool *pool = &a->pool;
+    size_t used = pool->used + round_up(size, POOL_ROUND);
+    if (used > pool->reserved) {
+        size_t more = round_up(used, POOL_STEP) - pool->reserved;
+        if (!charge(a, more)) return false;
+        pool->reserved += more;
+    }
+    pool->used = used;
+    if (pool->used > pool->used_high) pool->used_high = pool->used;
+    if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
+    return true;
+}
+
+static void trim_pool(device_account *a, size_t keep) {
+    sim_pool *pool = &a->pool;
+    size_t wanted = pool->used > keep ? pool->used : keep;
+    wanted = round_up(wanted, POOL_STEP);
+    if (wanted >= pool->reserved) return;
+    a->mapped -= pool->reserved - wanted;
+    pool->reserved = wanted;
+}
+
+static bool charge_region(const sim_region *r) {
+    device_account *a = &accounts[r->device];
+    switch (r->kind) {
+        case SIM_DEVICE: return charge(a, r->extent);
+        case SIM_POOL: return charge_pool(a, r->size);
+        case SIM_MANAGED:
+            a->managed += r->extent;
+            note_peak(a);
+            return true;
+        default: return true;
+    }
+}
+
+static void discharge_region(const sim_region *r) {
+    device_account *a = &accounts[r->device];
+    if (r->kind == SIM_DEVICE) a->mapped -= r->extent;
+    if (r->kind == SIM_MANAGED) a->managed -= r->extent;
+    if (r->kind == SIM_POOL) {
+        a->pool.used -= round_up(r->size, POOL_ROUND);
+        trim_pool(a, a->pool.release_threshold);
+    }
+}
+
+uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
+    if (size > ADDRESS_SPACE) return 0;
+    sim_region r = {.size = size, .extent = round_up(size ? size : 1, SIM_PAGE), .device = device, .kind = kind};
+    bool on_host = kind == SIM_MANAGED || kind == SIM_HOST;
+    acquire();
+    if (kind != SIM_RESERVED) open_context(device);
+    bool charged = charge_region(&r);
+    if (charged) {
+        r.address = on_host ? host_memory(r.extent) : find_gap(r.extent);
+        if (r.address)
+            insert(&regions, &r);
+        else
+            discharge_region(&r);
+    }
+    release();
+    return r.address;
+}
+
+static bool may_free(sim_kind asked, sim_kind found) {
+    if (asked == SIM_DEVICE) return found == SIM_DEVICE || found == SIM_POOL || found == SIM_MANAGED;
+    return asked == found;
+}
+
+bool sim_release(sim_kind kind, uintptr_t address) {
+    acquire();
+    size_t i = count_up_to(&regions, address);
+    bool found = i > 0 && region_at(i - 1)->address == address && may_free(kind, region_at(i - 1)->kind);
+    if (found) {
+        sim_region r = *region_at(i - 1);
+        erase(&regions, i - 1);
+        discharge_region(&r);
+        if (r.kind == SIM_MANAGED || r.kind == SIM_HOST) munmap((void *)address, r.extent);
+        if (r.kind != SIM_REGISTERED) sim_values_forget(address, r.extent);
+    }
+    release();
+    return found;
+}
+
+bool sim_register_host(uintptr_t address, size_t size) {
+    sim_region r = {.address = address, .size = size, .extent = size, .device = current_device, .kind = SIM_REGISTERED};
+    acquire();
+    insert(&regions, &r);
+    release();
+    return true;
+}
+
+bool sim_find(uintptr_t address, sim_region *region) {
+    acquire();
+    size_t i = count_up_to(&regions, address);
+    bool found = i > 0 && address - region_at(i - 1)->address < region_at(i - 1)->extent;
+    if (found) *region = *region_at(i - 1);
+    release();
+    return found;
+}
+
+/* ---- physical memory apart from addresses ------------------------------------------------------- */
+
+uint64_t sim_physical_create(size_t size, int device) {
+    physical *p = malloc(sizeof *p);
+    if (!p) return 0;
+    *p = (physical){.size = size, .device = device, .references = 1};
+    acquire();
+    open_context(device);
+    bool charged = charge(&accounts[device], size);
+    release();
+    if (charged) return (uint64_t)(uintptr_t)p;
+    free(p);
+    return 0;
+}
+
+static void drop_reference(physical *p) {
+    if (--p->references > 0) return;
+    accounts[p->device].mapped -= p->size;
+    free(p);
+}
+
+bool sim_physical_retain(uint64_t handle) {
+    if (!handle) return false;
+    acquire();
+    ((physical *)(uintptr_t)handle)->references++;
+    release();
+    return true;
+}
+
+bool sim_physical_release(uint64_t handle) {
+    if (!handle) return false;
+    acquire();
+    drop_reference((physical *)(uintptr_t)handle);
+    release();
+    return true;
+}
+
+bool sim_physical_info(uint64_t handle, size_t *size, int *device) {
+    if (!handle) return false;
+    *size = ((physical *)(uintptr_t)handle)->size;
+    *device = ((physical *)(uintptr_t)handle)->device;
+    return true;
+}
+
+bool sim_physical_map(uintptr_t address, size_t size, uint64_t handle) {
+    if (!sim_physical_retain(handle)) return false;
+    mapping m = {.address = address, .size = size, .handle = handle};
+    acquire();
+    insert(&mappings, &m);
+    release();
+    return true;
+}
+
+bool sim_physical_unmap(uintptr_t address, size_t size) {
+    acquire();
+    size_t i = count_up_to(&mappings, address - 1);
+    bool found = false;
+    while (i < mappings.count && mapping_at(i)->address < address + size) {
+        physical *p = (physical *)(uintptr_t)mapping_at(i)->handle;
+        erase(&mappings, i);
+        drop_reference(p);
+        found = true;
+    }
+    sim_values_forget(address, size);
+    release();
+    return found;
+}
+
+uint64_t sim_physical_at(uintptr_t address) {
+    acquire();
+    size_t i = count_up_to(&mappings, address);
+    uint64_t handle = 0;
+    if (i > 0 && address - mapping_at(i - 1)->address < mapping_at(i - 1)->size) handle = mapping_at(i - 1)->handle;
+    release();
+    return handle;
+}
+
+/* ---- the pool ------------------------------------------------------------------------------------ */
+
+sim_pool *sim_get_pool(int device) { return &accounts[device].pool; }
+
+void sim_pool_trim(int device, size_t keep) {
+    acquire();
+    trim_pool(&accounts[device], keep);
+    release();
+}

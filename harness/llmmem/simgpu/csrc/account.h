@@ -1,0 +1,113 @@
+/* The account of the simulated GPUs: what they are, and what of their memory is taken.
+ *
+ * All libraries of the simulated GPU (runtime, driver, NVML, ...) link against the one shared object
+ * that holds this state, so every way of asking gives the same figures. Sizes are bytes. Physical
+ * memory is charged in pages of 2 MiB, as the driver does. The account is private memory of the
+ * process: a forked child starts with a copy and goes on alone.
+ */
+#ifndef LLMMEM_ACCOUNT_H
+#define LLMMEM_ACCOUNT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SIM_PAGE ((size_t)2 << 20)
+#define SIM_MAX_DEVICES 16
+#define SIM_API __attribute__((visibility("default")))
+
+/* A card, as configured from text (see sim_configure). */
+typedef struct {
+    char name[32]; /* in the catalogue */
+    char title[96]; /* as the driver reports it */
+    int count;
+    int major, minor;
+    int sm_count;
+    size_t total_bytes;      /* cudaMemGetInfo total, totalGlobalMem */
+    size_t nvml_total_bytes; /* NVML total: the above and what the driver keeps for itself */
+    size_t shared_per_block_optin;
+    size_t shared_per_sm;
+    int threads_per_sm;
+    int blocks_per_sm;
+    size_t l2_bytes;
+    int memory_bus_bits;
+    size_t context_bytes;
+    int driver_cuda_version; /* 13000 for CUDA 13.0 */
+    char driver_version[32]; /* as NVML reports it */
+    int cublas_version;
+    int cudnn_version;
+} sim_card;
+
+SIM_API const sim_card *sim_get_card(void);
+
+/* Set the card from "key=value;key=value;..." (the keys are the fields above). Returns 0, or the 1-based
+ * number of the first field that is not understood, or -1 once a device has been used. */
+SIM_API int sim_configure(const char *text);
+
+/* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
+SIM_API void sim_uuid(int device, unsigned char uuid[16]);
+SIM_API int sim_bus_number(int device);
+/* The device at a place on the bus, or -1. */
+SIM_API int sim_device_at_bus(const char *place);
+
+/* The current device of this thread. */
+SIM_API int sim_current_device(void);
+SIM_API bool sim_set_current_device(int device);
+
+/* The primary context: opened by the first call that needs one, charged once, never closed. */
+SIM_API void sim_open_context(int device);
+SIM_API bool sim_context_is_open(int device);
+
+/* Figures of one device. process = context + device memory + resident managed memory. */
+SIM_API size_t sim_process_bytes(int device);
+SIM_API size_t sim_peak_process_bytes(int device);
+SIM_API void sim_reset_peak(int device);
+SIM_API size_t sim_free_bytes(int device);
+
+/* What an address belongs to. */
+typedef enum {
+    SIM_DEVICE = 1, /* cudaMalloc */
+    SIM_POOL,       /* cudaMallocAsync */
+    SIM_RESERVED,   /* cuMemAddressReserve: addresses only */
+    SIM_MANAGED,    /* cudaMallocManaged: real host memory, counted on the device */
+    SIM_HOST,       /* cudaHostAlloc: real host memory */
+    SIM_REGISTERED, /* cudaHostRegister: the caller's memory */
+    SIM_SYMBOL,     /* __device__ variables; part of the context */
+} sim_kind;
+
+typedef struct {
+    uintptr_t address;
+    size_t size;  /* as asked for */
+    size_t extent; /* addresses taken */
+    int device;
+    sim_kind kind;
+} sim_region;
+
+/* Allocate size bytes. Returns 0 when the card (or the host) has no room for it. */
+SIM_API uintptr_t sim_allocate(sim_kind kind, size_t size, int device);
+/* Free what sim_allocate returned. False if address is not the start of such a region of that kind;
+ * SIM_DEVICE also frees SIM_POOL and SIM_MANAGED, as cudaFree does. */
+SIM_API bool sim_release(sim_kind kind, uintptr_t address);
+SIM_API bool sim_register_host(uintptr_t address, size_t size);
+/* The region that holds address, or false. */
+SIM_API bool sim_find(uintptr_t address, sim_region *region);
+/* Whether address is one of the simulated devices' own (never backed by memory). */
+SIM_API bool sim_is_device_address(uintptr_t address);
+
+/* Physical memory apart from addresses (cuMemCreate and the calls around it). Handles are not 0. */
+SIM_API uint64_t sim_physical_create(size_t size, int device);
+SIM_API bool sim_physical_retain(uint64_t handle);
+SIM_API bool sim_physical_release(uint64_t handle);
+SIM_API bool sim_physical_info(uint64_t handle, size_t *size, int *device);
+SIM_API bool sim_physical_map(uintptr_t address, size_t size, uint64_t handle);
+SIM_API bool sim_physical_unmap(uintptr_t address, size_t size);
+SIM_API uint64_t sim_physical_at(uintptr_t address);
+
+/* The stream-ordered pool of a device (cudaMallocAsync): bytes in use, bytes held. */
+typedef struct {
+    size_t used, used_high, reserved, reserved_high, release_threshold;
+} sim_pool;
+SIM_API sim_pool *sim_get_pool(int device);
+SIM_API void sim_pool_trim(int device, size_t keep);
+
+#endif

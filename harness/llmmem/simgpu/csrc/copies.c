@@ -1,0 +1,31 @@
+#include "copies.h"
+
+#include "values.h"
+
+#include <string.h>
+
+void sim_copy(uintptr_t to, uintptr_t from, size_t n) {
+    bool to_device = sim_is_device_address(to), from_device = sim_is_device_address(from);
+    sim_open_context(sim_current_device());
+    if (to_device && from_device)
+        sim_values_copy(to, from, n);
+    else if (to_device)
+        sim_values_store(to, (const void *)from, n);
+    else if (from_device)
+        sim_values_read(from, (void *)to, n);
+    else
+        memmove((void *)to, (const void *)from, n);
+}
+
+void sim_copy_2d(uintptr_t to, size_t to_pitch, uintptr_t from, size_t from_pitch, size_t width, size_t height) {
+    for (size_t row = 0; row < height; row++) sim_copy(to + row * to_pitch, from + row * from_pitch, width);
+}
+
+void sim_set(uintptr_t to, size_t n, const void *pattern, size_t width) {
+    sim_open_context(sim_current_device());
+    if (sim_is_device_address(to)) {
+        sim_values_fill(to, n, pattern, width);
+        return;
+    }
+    for (size_t i = 0; i + width <= n; i += width) memcpy((char *)to + i, pattern, width);
+}

@@ -1,0 +1,74 @@
+/* What a launch does to the values that are known (values.h).
+ *
+ * The control flow of programs hangs on a few kernels: fills, comparisons, logic, integer arithmetic
+ * and reductions of small tensors. PyTorch's are carried out here when they run on known values. Of
+ * all others it is only known what they may have written, which is forgotten.
+ *
+ * What is not known is taken to be finite, and equal to nothing but itself; where a number is needed
+ * it is zero, which is also what it reads as. "All" of unknown values is true, "any" is false.
+ */
+#ifndef LLMMEM_EFFECTS_H
+#define LLMMEM_EFFECTS_H
+
+#include "account.h"
+#include "mangled.h"
+
+typedef enum {
+    SIM_FORGET,
+    SIM_FILL,
+    SIM_COPY,
+    SIM_EQUALITY, /* == and !=, which of them is data of the functor */
+    SIM_ORDER,    /* >= > <= <, likewise */
+    SIM_AND,
+    SIM_OR,
+    SIM_XOR,
+    SIM_NOT,
+    SIM_LOGICAL_AND,
+    SIM_LOGICAL_OR,
+    SIM_LOGICAL_XOR,
+    SIM_LOGICAL_NOT,
+    SIM_ADD,
+    SIM_MULTIPLY,
+    SIM_FLOOR_DIVIDE,
+    SIM_ANY,
+    SIM_ALL,
+    SIM_SUM,
+    SIM_LARGEST,
+    SIM_SMALLEST,
+} sim_operation;
+
+typedef enum {
+    SIM_OPAQUE,      /* any kernel */
+    SIM_UNCHANGED,   /* writes what is there already, as long as all numbers are finite */
+    SIM_CONTIGUOUS,  /* elementwise: count, functor, array of pointers */
+    SIM_STRIDED,     /* elementwise: count, closure */
+    SIM_REDUCTION,   /* one structure */
+    SIM_RANGE,       /* arange of 64-bit integers */
+    SIM_RUNNING_SUM, /* cumsum of integers, along the last dimension */
+    SIM_COUNT_NONZERO,
+    SIM_ADD_COUNTS,  /* the second pass of the count, of a large tensor */
+} sim_form;
+
+typedef enum { SIM_NO_SCALAR, SIM_FIRST_IS_SCALAR, SIM_SECOND_IS_SCALAR } sim_scalar;
+
+#define SIM_MOST_PARAMETERS 24
+
+typedef struct {
+    sim_form form;
+    sim_operation operation;
+    sim_scalar scalar;
+    bool converts;       /* element types are given at run time */
+    bool has_mode;       /* the functor begins with an int that says which comparison */
+    size_t inputs;       /* tensors read */
+    sim_type input, output;
+    size_t parameter_count;
+    sim_parameter parameters[SIM_MOST_PARAMETERS];
+} sim_effect;
+
+sim_effect sim_classify(const char *mangled_name);
+void sim_apply(const sim_effect *effect, void **arguments);
+
+/* Something not known is written at an address: what was written there before is forgotten. */
+SIM_API void sim_written(uintptr_t address);
+
+#endif

@@ -1,0 +1,63 @@
+"""Load the libraries of the simulated GPU into this process, and speak to the one that holds the account."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+from llmmem.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmmem.simgpu.builder import BuiltLibraries
+
+__all__ = ["Account", "load", "open_account"]
+
+
+class Account:
+    """The account of the simulated GPUs of this process (``csrc/account.h``). Sizes are bytes."""
+
+    def __init__(self, core: ctypes.CDLL) -> None:
+        self._core = core
+        for name in ("sim_process_bytes", "sim_peak_process_bytes"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
+        core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
+        core.sim_configure.argtypes, core.sim_configure.restype = [ctypes.c_char_p], ctypes.c_int
+
+    def configure(self, card: str) -> None:
+        """Set the card, from ``key=value`` fields with semicolons between them.
+
+        Raises:
+            UnsupportedError: A device is in use already.
+        """
+        status = self._core.sim_configure(card.encode())
+        if status == -1:
+            raise UnsupportedError("this process uses a simulated GPU already: take another process")
+        if status:
+            raise ValueError(f"field {status} of {card!r} is not understood")
+
+    def process_bytes(self, device: int) -> int:
+        """What this process holds on the device."""
+        return int(self._core.sim_process_bytes(device))
+
+    def peak_process_bytes(self, device: int) -> int:
+        """The most it held since the start or the last reset."""
+        return int(self._core.sim_peak_process_bytes(device))
+
+    def reset_peak(self, device: int) -> None:
+        """Set the peak to what is held now."""
+        self._core.sim_reset_peak(device)
+
+
+def load(libraries: BuiltLibraries) -> Account:
+    """Load all of them under CUDA's names, so that whatever is loaded next finds them and not CUDA's."""
+    for path in libraries.paths:
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return open_account(libraries.core)
+
+
+def open_account(core: Path) -> Account:
+    """The account in a library that is loaded already."""
+    return Account(ctypes.CDLL(str(core)))
