@@ -1,0 +1,458 @@
+"""A setup made real on a torch device: config, weights, quantization, adapter, checkpointing.
+
+One road for every device, ``cuda``, ``cpu`` and ``meta`` alike: the model is laid out without
+storage first, then every tensor is created once, where it stays, so that nothing is ever held
+twice. What transformers, PEFT and bitsandbytes decide is left to their own code.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from llmmem.catalogue.models import find_model, nearest_models
+from llmmem.errors import InputError, UnsupportedError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+    from transformers.quantizers.base import HfQuantizer
+
+    from llmmem.setups import Setup
+
+__all__ = [
+    "Built",
+    "build",
+    "load_config",
+    "move_to_device",
+    "quiet_libraries",
+    "skeleton",
+    "weight_tensors",
+]
+
+_LOUD_LIBRARIES = ("transformers", "huggingface_hub", "bitsandbytes", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Names of a task: transformers' auto class, its table of classes by config, PEFT's type."""
+
+    auto_class: str
+    classes: str
+    peft_type: str | None
+
+
+_TASKS: Mapping[str, _Task] = {
+    "causal-lm": _Task("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING", "CAUSAL_LM"),
+    "masked-lm": _Task("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING", None),
+    "seq2seq-lm": _Task(
+        "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "SEQ_2_SEQ_LM"
+    ),
+    "sequence-classification": _Task(
+        "AutoModelForSequenceClassification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+        "SEQ_CLS",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A setup's model, ready for its steps.
+
+    Attributes:
+        model: The model on its device, in train or eval mode: transformers' own, or the
+            `PeftModel` around it.
+        config: Its config.
+        trainable: The parameters that an optimizer would be given.
+    """
+
+    model: nn.Module
+    config: PretrainedConfig
+    trainable: tuple[nn.Parameter, ...]
+
+
+def build(
+    setup: Setup,
+    device: torch.device,
+    *,
+    move: Callable[[nn.Module, torch.device], None] | None = None,
+) -> Built:
+    """Create the model of a setup on a device.
+
+    Each weight is created once, in the setup's dtype, on the device, tied weights shared. A linear
+    layer that is to be quantized is quantized on its way from the host, one at a time.
+
+    Args:
+        setup: What to build.
+        device: Where; on ``meta`` nothing is stored.
+        move: Takes one linear layer of bitsandbytes, without storage and not yet quantized, and
+            leaves it quantized on the device. The default is `move_to_device`; a ``meta`` device
+            needs another one, as bitsandbytes does not quantize there.
+
+    Raises:
+        InputError: The model, its config or the adapter is not valid.
+        UnsupportedError: It is valid and cannot be built here.
+        torch.OutOfMemoryError: The device is full.
+    """
+    _check_supported(setup)
+    with quiet_libraries():
+        model = skeleton(setup)
+        config = model.config
+        quantizer = _lay_out_quantized(model, setup) if setup.is_quantized else None
+        _check_positions(model, setup)
+        _create(model, device, move or move_to_device)
+        if quantizer is not None:
+            quantizer.postprocess_model(model)
+        wrapped = _with_adapter(model, setup)
+        if setup.gradient_checkpointing:
+            _enable_checkpointing(wrapped, setup)
+        wrapped.train(setup.is_train)
+    trainable = tuple(p for p in wrapped.parameters() if p.requires_grad)
+    return Built(wrapped, config, trainable)
+
+
+def load_config(setup: Setup) -> PretrainedConfig:
+    """The config of the setup's model: from the catalogue, a directory, a file, or the hub.
+
+    Raises:
+        InputError: There is no such model, or its config is broken.
+        UnsupportedError: The config describes a model that cannot be built.
+    """
+    from transformers import AutoConfig
+
+    entry = find_model(setup.model)
+    path = entry.path if entry else Path(setup.model)
+    local = _exists(path)
+    if not local and (path.suffix == ".json" or path.is_absolute()):
+        raise InputError(f"cannot read model {setup.model!r}: no such file or directory")
+    with quiet_libraries():
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                str(path) if local else setup.model, trust_remote_code=False
+            )
+        except Exception as error:  # a config class may raise anything on a bad value
+            raise _unreadable(setup.model, local, error) from error
+    if own := getattr(config, "quantization_config", None):
+        method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+        raise UnsupportedError(
+            f"the weights of {setup.model!r} are stored quantized ({method}), which is not built "
+            "here: take the model that they were made from, with a quantization of the setup"
+        )
+    if setup.num_labels is not None:
+        config.num_labels = setup.num_labels
+        if config.pad_token_id is None:
+            # The heads on decoders look for the last token that is not padding.
+            config.pad_token_id = 0
+    return config
+
+
+def skeleton(setup: Setup) -> PreTrainedModel:
+    """The setup's model without storage and without quantization or adapter.
+
+    Parameters are on the ``meta`` device, buffers on the host with their values. It takes no
+    memory of a device, so a dispatch mode that watches allocations does not see it being made.
+
+    Raises:
+        InputError: As `load_config`; the model has no class for the task, or its config
+            describes a model that cannot exist.
+        UnsupportedError: The attention implementation is not installed.
+    """
+    import transformers
+
+    config = load_config(setup)
+    _check_task(setup, config)
+    auto_class = getattr(transformers, _TASKS[setup.task].auto_class)
+    options = {} if setup.attention is None else {"attn_implementation": setup.attention}
+    with quiet_libraries(), _disable_current_modes():
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = auto_class.from_config(
+                    config, dtype=_torch_dtype(setup.dtype), trust_remote_code=False, **options
+                )
+        except ImportError as error:
+            raise UnsupportedError(f"cannot build {setup.model!r}: {_one_line(error)}") from error
+        except Exception as error:  # modelling code may raise anything on a bad config
+            raise InputError(f"cannot build {setup.model!r}: {_one_line(error)}") from error
+        _fill_buffers(model)
+    return model
+
+
+def move_to_device(linear: nn.Module, device: torch.device) -> None:
+    """Quantize a linear layer of bitsandbytes by moving it from the host to the device.
+
+    The layer comes without storage; its host weights are zeros, and gone when this returns.
+    """
+    for name, parameter in list(linear.named_parameters(recurse=False)):
+        host = type(parameter)(_host_zeros(parameter), requires_grad=False, **parameter.__dict__)
+        setattr(linear, name, host)
+    linear.to(device)
+
+
+def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """All tensors that the model holds: parameters, buffers and quantization constants."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        for holder in _holders_of_constants(module):
+            attributes = getattr(holder, "__dict__", {})
+            yield from (value for value in attributes.values() if isinstance(value, torch.Tensor))
+
+
+def _holders_of_constants(module: nn.Module) -> Iterator[object]:
+    """Where bitsandbytes keeps the constants of a layer, as plain attributes."""
+    for parameter in module.parameters(recurse=False):
+        state = getattr(parameter, "quant_state", None)
+        yield from (parameter, state, getattr(state, "state2", None))
+    # Those of int8 move from the parameter to the layer at its first call.
+    yield getattr(module, "state", None)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' warnings and messages below errors off standard error."""
+    loggers = [logging.getLogger(name) for name in _LOUD_LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a file name
+        return False
+
+
+def _check_supported(setup: Setup) -> None:
+    if setup.parallel is not None:
+        raise UnsupportedError(
+            f"parallel strategy {setup.parallel['strategy']!r} is not built yet: "
+            "run the setup without it for the peak of a single GPU"
+        )
+    if setup.mode == "generate":
+        raise UnsupportedError("mode 'generate' is not built yet: use mode 'forward'")
+    if setup.quantization == "fp8":
+        raise UnsupportedError(
+            "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
+        )
+
+
+def _check_task(setup: Setup, config: PretrainedConfig) -> None:
+    import transformers
+
+    having = [
+        name for name, task in _TASKS.items() if type(config) in getattr(transformers, task.classes)
+    ]
+    if setup.task not in having:
+        raise InputError(
+            f"model {setup.model!r} ({config.model_type}) has no class for task {setup.task!r} "
+            f"(it has: {', '.join(having) or 'none that a setup can name'})"
+        )
+    if setup.task == "sequence-classification" and config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"sequence classification with {setup.model!r} is not built: the heads of "
+            "encoder-decoder models search the ids for their end-of-sequence tokens"
+        )
+
+
+def _check_positions(model: PreTrainedModel, setup: Setup) -> None:
+    """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
+    for rows in _position_tables(model):
+        if setup.seq_len > rows:
+            raise InputError(
+                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions"
+            )
+
+
+def _position_tables(model: PreTrainedModel) -> Iterator[int]:
+    """Usable rows of each table that is looked up by position."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("position_embeddings", "embed_positions", "wpe") and isinstance(
+            module, nn.Embedding
+        ):
+            # The first rows are taken: by the padding (RoBERTa) or by an offset (OPT, BART).
+            padding = -1 if module.padding_idx is None else module.padding_idx
+            yield module.num_embeddings - max(getattr(module, "offset", 0), padding + 1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(".embed_positions"):  # GPT-J: sines and cosines
+            yield buffer.shape[0]
+
+
+def _lay_out_quantized(model: Any, setup: Setup) -> HfQuantizer:
+    """Replace, still without storage, the linear layers that transformers would quantize."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config: Any = _quantization_config(setup)
+    quantizer: HfQuantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    if setup.task == "sequence-classification" and setup.has_adapter:
+        # PEFT trains the head, which cannot be quantized then; transformers' list may miss it.
+        kept = quantizer.get_modules_to_not_convert(model)
+        config.llm_int8_skip_modules = [*kept, "classifier", "score"]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(_torch_dtype(setup.dtype))
+    try:
+        with _disable_current_modes():
+            quantizer.preprocess_model(model, device_map=None)
+    finally:
+        torch.set_default_dtype(default)
+    model.hf_quantizer = quantizer
+    return quantizer
+
+
+def _quantization_config(setup: Setup) -> BitsAndBytesConfig:
+    from transformers import BitsAndBytesConfig
+
+    if setup.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=setup.quantization,
+        bnb_4bit_use_double_quant=setup.double_quant,
+        bnb_4bit_compute_dtype=_torch_dtype(setup.dtype),
+    )
+
+
+def _fill_buffers(model: PreTrainedModel) -> None:
+    """Give buffers (positions, rotary frequencies) their values, on the host.
+
+    What is made on the meta device has none; transformers sets them where it initialises weights,
+    which does nothing to parameters without storage.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    model.initialize_weights()  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def _create(
+    model: PreTrainedModel, device: torch.device, move: Callable[[nn.Module, torch.device], None]
+) -> None:
+    """Give every parameter of a skeleton its storage on the device, once, and move the buffers."""
+    # Keyed by the tensors of the skeleton, which shares what is tied.
+    created: dict[torch.Tensor, nn.Parameter] = {}
+    for module in model.modules():
+        # transformers' mark on a layer that it replaced by one of bitsandbytes.
+        if hasattr(module, "source_cls"):
+            move(module, device)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in created:
+                created[parameter] = nn.Parameter(
+                    torch.empty_like(parameter, device=device), parameter.requires_grad
+                )
+                _initialise(created[parameter], name)
+            setattr(module, name, created[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _initialise(parameter: nn.Parameter, name: str) -> None:
+    """Plausible values, in place: the initialisers of some models allocate."""
+    if parameter.dim() > 1:
+        parameter.normal_(std=0.02)
+    elif name.endswith("bias"):
+        parameter.zero_()
+    else:  # the scale of a norm
+        parameter.fill_(1)
+
+
+def _with_adapter(model: PreTrainedModel, setup: Setup) -> nn.Module:
+    if not setup.has_adapter:
+        return model
+    import peft
+
+    config = _adapter_config(setup)
+    if setup.kbit_prepare:
+        # Checkpointing is switched on later, in the same way for every setup.
+        peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+            model, use_gradient_checkpointing=False
+        )
+    try:
+        wrapped: nn.Module = peft.get_peft_model(model, config)
+    except ImportError as error:
+        raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the adapter does not fit the model: {_one_line(error)}") from error
+    if setup.adapter_dtype is not None:
+        dtype = _torch_dtype(setup.adapter_dtype)
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+    return wrapped
+
+
+def _adapter_config(setup: Setup) -> Any:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    table = dict(setup.adapter) if isinstance(setup.adapter, Mapping) else {}
+    types = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = table.pop("peft_type")
+    if name not in types:
+        raise unknown("peft_type", name, sorted(types))
+    accepted = [field.name for field in fields(types[name]) if field.init]
+    for key in table:
+        if key not in accepted:
+            raise unknown(f"{name} adapter key", key, accepted)
+    try:
+        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | table)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"invalid {name} adapter: {_one_line(error)}") from error
+
+
+def _enable_checkpointing(model: Any, setup: Setup) -> None:
+    given = setup.gradient_checkpointing
+    arguments = dict(given) if isinstance(given, Mapping) else {"use_reentrant": False}
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    except ValueError as error:
+        raise UnsupportedError(f"no gradient checkpointing: {_one_line(error)}") from error
+    if setup.has_adapter:
+        model.enable_input_require_grads()
+
+
+def _unreadable(model: str, local: bool, error: Exception) -> InputError:
+    if local:
+        return InputError(f"cannot read the config of {model!r}: {_one_line(error)}")
+    near = nearest_models(model)
+    hint = f"; near it in the catalogue: {', '.join(near)}" if near else ""
+    return InputError(
+        f"unknown model {model!r}{hint} (`llmmem models` lists the catalogue, whose models need "
+        f"no network; a directory and a config.json are taken too; the hub: {_one_line(error)})"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _host_zeros(like: torch.Tensor) -> torch.Tensor:
+    """A host tensor of the same shape and dtype; its pages cost nothing until they are read."""
+    # numpy asks for memory that the kernel has zeroed (calloc), where torch writes the zeros.
+    zeros = np.zeros(like.numel() * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(zeros).view(like.dtype).view(like.shape)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,158 @@
+"""The step itself: forward, backward and optimizer, phase by phase, on any torch device."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from llmmem.build import build, quiet_libraries, weight_tensors
+from llmmem.errors import UnsupportedError
+from llmmem.optimizers import create_optimizer, state_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor, nn
+
+    from llmmem.build import Built
+    from llmmem.setups import Setup
+
+__all__ = ["Observer", "execute"]
+
+
+class Observer(Protocol):
+    """Who wants to know what happens while a setup runs."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Entered for each phase: ``load``, ``forward``, ``backward`` or ``optimizer``."""
+
+    def watch(self, model: nn.Module) -> None:
+        """Called once, with the built model, before the steps."""
+
+    def label(self, component: str, tensors: Iterable[Tensor]) -> None:
+        """Called with what the tensors are: ``weights``, ``gradients`` or ``optimizer``."""
+
+
+def execute(
+    setup: Setup,
+    device: torch.device,
+    observer: Observer,
+    *,
+    move: Callable[[nn.Module, torch.device], None] | None = None,
+) -> None:
+    """Build the setup on the device and do its steps.
+
+    Each step makes its batches on the device. Whatever is not needed any more is dropped at once:
+    of a forward pass only the loss is kept, and of its backward pass only the gradients.
+
+    Args:
+        setup: What to run.
+        device: Where.
+        observer: Told of every phase and of what the tensors are.
+        move: As in `llmmem.build.build`.
+
+    Raises:
+        InputError: The setup names something that does not exist.
+        UnsupportedError: The setup is valid and cannot be run here.
+        torch.OutOfMemoryError: The device is full.
+    """
+    with quiet_libraries(), _seeded(device):
+        with observer.phase("load"):
+            built = build(setup, device, move=move)
+            observer.label("weights", weight_tensors(built.model))
+            optimizer = create_optimizer(setup, built.trainable) if setup.is_train else None
+        observer.watch(built.model)
+        for _ in range(setup.steps or 1):
+            if optimizer is None:
+                _forward_step(setup, built, device, observer)
+            else:
+                _train_step(setup, built, optimizer, device, observer)
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Draw the same numbers in every run, and leave the process's generators as they were."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(0)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield
+
+
+def _train_step(
+    setup: Setup,
+    built: Built,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    observer: Observer,
+) -> None:
+    accumulation = setup.gradient_accumulation_steps or 1
+    for _ in range(accumulation):
+        with observer.phase("forward"):
+            loss = _outputs(setup, built, device).loss
+        with observer.phase("backward"):
+            (loss / accumulation).backward()
+            del loss
+        observer.label("gradients", (p.grad for p in built.trainable if p.grad is not None))
+    with observer.phase("optimizer"):
+        if setup.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(built.trainable, setup.max_grad_norm)
+        try:
+            optimizer.step()
+        except ValueError as error:  # bitsandbytes has no kernel for the dtypes
+            raise UnsupportedError(
+                f"optimizer {setup.optimizer!r} cannot step here: {error}"
+            ) from error
+        optimizer.zero_grad(set_to_none=True)
+    observer.label("optimizer", state_tensors(optimizer))
+
+
+@torch.no_grad()
+def _forward_step(setup: Setup, built: Built, device: torch.device, observer: Observer) -> None:
+    with observer.phase("forward"):
+        logits = _outputs(setup, built, device).logits
+        del logits  # held up to here, as by a caller who wants them
+
+
+def _outputs(setup: Setup, built: Built, device: torch.device) -> Any:
+    """The model's outputs for a new batch, which nobody holds any more when this returns."""
+    # Only autocast knows devices for which it does not exist: it is entered only when set.
+    autocast: AbstractContextManager[Any] = nullcontext()
+    if setup.autocast != "none":
+        autocast = torch.autocast(device.type, dtype=getattr(torch, setup.autocast))
+    with autocast:
+        return built.model(**_batch(setup, built, device))
+
+
+def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
+    """Arguments of the forward pass: random ids [B, S], a mask of ones, labels in training."""
+    vocabulary = built.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (setup.batch_size, setup.seq_len), device=device)
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if setup.is_train:
+        batch["labels"] = _labels(setup, ids)
+    elif setup.task == "seq2seq-lm":
+        batch["decoder_input_ids"] = ids
+    if _takes(built.model, "use_cache"):
+        batch["use_cache"] = False
+    return batch
+
+
+def _labels(setup: Setup, ids: Tensor) -> Tensor:
+    if setup.task != "sequence-classification":
+        return ids
+    # One label is a regression, whose targets are numbers.
+    dtype = torch.long if setup.num_labels != 1 else getattr(torch, setup.dtype)
+    return torch.zeros(setup.batch_size, dtype=dtype, device=ids.device)
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    # A PeftModel passes on whatever it is given: what counts is the model inside.
+    base = getattr(model, "get_base_model", lambda: model)()
+    return argument in inspect.signature(base.forward).parameters
