@@ -1,0 +1,178 @@
+"""Scaled dot product attention as a GPU does it: which kernel, and the way into that kernel.
+
+On the meta device PyTorch always takes the math road, which builds matrices of queries x keys that
+no run with a fused kernel has. So the choice is made here, by the rules of ``sdp_utils.cpp``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmmem.catalogue.gpus import Gpu
+
+__all__ = ["Backend", "attend", "choose_backend"]
+
+Backend = Literal["flash", "efficient", "math"]
+
+HALF = (torch.float16, torch.bfloat16)
+# Cards of the 8.x and 12.x families with about 100 KiB of shared memory.
+_SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
+
+
+def choose_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    gpu: Gpu,
+) -> Backend:
+    """The kernel that PyTorch picks on the card, with cuDNN attention left out.
+
+    Args:
+        query: [B, H, Sq, D]; other ranks go the math road.
+        key: [B, Hk, Sk, D].
+        value: [B, Hk, Sk, Dv].
+        mask: Boolean or additive, or none.
+        dropout: The probability.
+        is_causal: Whether the causal mask is asked for.
+        gpu: The card.
+
+    Source: ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``, in its order of priority.
+    """
+    shapes = [tensor.shape for tensor in (query, key, value)]
+    if any(len(shape) != 4 or 0 in shape for shape in shapes):
+        return "math"
+    if len({shape[0] for shape in shapes}) > 1:
+        return "math"
+    if any(tensor.stride(-1) != 1 for tensor in (query, key, value)):
+        return "math"
+    if _is_flash_possible(query, key, value, mask, dropout, is_causal, gpu):
+        return "flash"
+    if _is_efficient_possible(query, key, gpu, query.dtype):
+        return "efficient"
+    return "math"
+
+
+def _is_flash_possible(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    gpu: Gpu,
+) -> bool:
+    head_dim = query.shape[-1]
+    if gpu.compute_capability < (8, 0) or query.dtype not in HALF or mask is not None:
+        return False
+    if not head_dim == key.shape[-1] == value.shape[-1] or head_dim > 256:
+        return False
+    if is_causal and query.shape[2] != key.shape[2]:
+        return False
+    if gpu.compute_capability in _SMALL_SHARED_MEMORY and _needs_gradient(query, key, value):
+        return not (192 < head_dim <= 224 or (head_dim > 224 and dropout > 0))
+    return True
+
+
+def _is_efficient_possible(query: Tensor, key: Tensor, gpu: Gpu, dtype: torch.dtype) -> bool:
+    head_dim = query.shape[-1]
+    if dtype not in (*HALF, torch.float32) or head_dim != key.shape[-1]:
+        return False
+    if dtype is torch.bfloat16 and gpu.compute_capability < (8, 0):
+        return False
+    if dtype in HALF:
+        alignment = 8 if gpu.compute_capability >= (7, 5) else 4
+    else:
+        alignment = 4 if gpu.compute_capability >= (8, 0) else 1
+    return head_dim % alignment == 0
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def attend(
+    backend: Backend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention by the chosen kernel: what PyTorch does around it, in its order.
+
+    Source: ``aten/src/ATen/native/transformers/attention.cpp``,
+    ``scaled_dot_product_attention``.
+    """
+    if backend == "flash":
+        return _flash(query, key, value, dropout, is_causal, scale)
+    if backend == "efficient":
+        return _efficient(query, key, value, mask, dropout, is_causal, scale)
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
+    head_dim = query.shape[-1]
+    padding = -head_dim % 8
+    if padding:
+        scale = head_dim**-0.5 if scale is None else scale
+        query, key, value = (functional.pad(tensor, (0, padding)) for tensor in (query, key, value))
+    output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout, is_causal, False, scale=scale
+    )[0]
+    return output[..., :head_dim] if padding else output
+
+
+def _efficient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
+    bias = None if mask is None else _prepared_bias(mask, query, key)
+    needs_gradient = _needs_gradient(query, key, value)
+    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, needs_gradient, dropout, is_causal, scale=scale
+    )[0]
+    return output
+
+
+def _prepared_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    if mask.dtype is torch.bool:
+        zero, lowest = (
+            torch.scalar_tensor(number, dtype=query.dtype, device=query.device)
+            for number in (0.0, float("-inf"))
+        )
+        mask = torch.where(mask, zero, lowest)
+    batch, heads, queries, _ = query.shape
+    bias = mask.expand(batch, heads, queries, key.shape[2])
+    keys = bias.shape[-1]
+    if keys % 16:
+        # Rows start at multiples of 16 elements: padded, then cut back.
+        return functional.pad(bias, (0, -keys % 16))[..., :keys]
+    if any(stride % 16 for stride in bias.stride()[:3]):
+        return bias.contiguous()
+    return bias

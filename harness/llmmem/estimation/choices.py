@@ -1,0 +1,158 @@
+"""Choices that PyTorch and its libraries make by looking at the device, made as on a GPU.
+
+They look whether a tensor is on ``cuda``, which tensors of the meta device are not. Everything here
+is in force only inside `gpu_choices`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from llmmem.estimation.attention import attend, choose_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from llmmem.estimation.tracer import Tracer
+
+__all__ = ["gpu_choices", "replaced"]
+
+
+@contextmanager
+def gpu_choices(tracer: Tracer) -> Iterator[None]:
+    """Attention, dropout, optimizers and clearing of the cache as on a GPU, while inside."""
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    with ExitStack() as stack:
+        functions = stack.enter_context(_FunctionsAsOnGpu(tracer))
+        stack.enter_context(
+            replaced(torch.autograd, "_engine_run_backward", functions.run_backward)
+        )
+        for name in (
+            "_get_foreach_kernels_supported_devices",
+            "_get_fused_kernels_supported_devices",
+        ):
+            listed = [*getattr(_foreach_utils, name)(), "meta"]
+            for module in (_foreach_utils, optimizer):
+                stack.enter_context(replaced(module, name, lambda listed=listed: listed))
+        stack.enter_context(replaced(torch, "autocast", _autocast_or_nothing))
+        if "peft" in sys.modules:
+            stack.enter_context(_emptying_cache(tracer))
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a module or an object has another value while inside."""
+    missing = object()
+    before = getattr(owner, name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _autocast_or_nothing(
+    device_type: str, *args: Any, **kwargs: Any
+) -> AbstractContextManager[Any]:
+    """Autocast; libraries also switch it off by this, which is nothing on the meta device."""
+    if device_type == "meta" and not kwargs.get("enabled", True):
+        return nullcontext()
+    return torch.amp.autocast_mode.autocast(device_type, *args, **kwargs)
+
+
+@contextmanager
+def _emptying_cache(tracer: Tracer) -> Iterator[None]:
+    """`peft.prepare_model_for_kbit_training` empties the cache if CUDA is available: it is."""
+    import peft
+
+    prepare: Callable[..., Any] = peft.prepare_model_for_kbit_training
+
+    def prepare_as_on_gpu(*args: Any, **kwargs: Any) -> Any:
+        with (
+            replaced(torch.cuda, "is_available", lambda: True),
+            replaced(torch.cuda, "empty_cache", tracer.allocator.empty_cache),
+        ):
+            return prepare(*args, **kwargs)
+
+    with replaced(peft, "prepare_model_for_kbit_training", prepare_as_on_gpu):
+        yield
+
+
+class _FunctionsAsOnGpu(TorchFunctionMode):
+    """Functions whose way depends on the device, seen before they are taken apart."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._substitutes: dict[Any, Callable[..., Any]] = {
+            functional.scaled_dot_product_attention: self._attention,
+            functional.dropout: self._dropout,
+            torch.dropout: self._plain_dropout,
+            torch.tensor: self._tensor,
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self._substitutes.get(func, func)(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        backend = choose_backend(
+            query, key, value, attn_mask, dropout_p, is_causal, self._tracer.gpu
+        )
+        return attend(
+            backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+        )
+
+    def _dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if inplace:
+            return functional.dropout(input, p, training, inplace)
+        return self._plain_dropout(input, p, training)
+
+    def _plain_dropout(self, input: Tensor, p: float, train: bool) -> Tensor:
+        # Where a GPU does both in one kernel, with a mask of one byte an element.
+        if train and 0 < p < 1 and input.numel():
+            output: Tensor = torch.native_dropout(input, p, train)[0]
+            return output
+        return torch.dropout(input, p, train)
+
+    def _tensor(self, *args: Any, **kwargs: Any) -> Tensor:
+        tensor = torch.tensor(*args, **kwargs)
+        # Made without an operator that a dispatch mode sees.
+        self._tracer.born(tensor)
+        return tensor
+
+    def run_backward(self, *args: Any, **kwargs: Any) -> Any:
+        """Autograd's engine, with this mode on: what is recomputed in backward must be seen too.
+
+        `Tensor.backward` is a function that a mode sees, and a mode is off while it sees one.
+        """
+        with self:
+            return _engine_run_backward(*args, **kwargs)

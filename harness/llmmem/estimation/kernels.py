@@ -1,0 +1,528 @@
+"""What CUDA operators allocate beyond their outputs, and in which order: one handler each.
+
+A handler runs its operator on the meta device, lets the outputs be born in the order in which the
+CUDA code makes them, and takes the blocks that the CUDA code takes and gives back. The sizes are in
+`hidden`; what is here is where they come in.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from llmmem.estimation.hidden import (
+    FLOAT,
+    INDEX,
+    efficient_backward_workspace,
+    embedding_segments,
+    flash_head_dim,
+    flash_splits,
+    foreach_norm_partials,
+    has_gqa,
+    layer_norm_partials,
+    radix_sort,
+    round_up,
+    split_reduction,
+)
+
+if TYPE_CHECKING:
+    from llmmem.estimation.tracer import Handler, Tracer
+
+__all__ = ["aten_handlers"]
+
+aten = torch.ops.aten
+HALF = (torch.float16, torch.bfloat16)
+
+Arguments: TypeAlias = tuple[Any, ...]
+Keywords: TypeAlias = dict[str, Any]
+
+
+def aten_handlers() -> dict[Any, Handler]:
+    """Handlers by operator; an operator without one allocates its outputs and nothing else."""
+    handlers: dict[Any, Handler] = {}
+    for handler, packets in _HANDLERS.items():
+        for name in packets.split():
+            packet, _, overload = name.partition(".")
+            operator = getattr(aten, packet, None)
+            # Releases differ in which operators they have.
+            if operator is None:
+                continue
+            names = [overload] if overload else operator.overloads()
+            for found in names:
+                if found in operator.overloads():
+                    handlers[getattr(operator, found)] = handler
+    return handlers
+
+
+def _bind(func: Any, args: Arguments, kwargs: Keywords, name: str, default: Any = None) -> Any:
+    """An argument of an operator by its name in the schema."""
+    if name in kwargs:
+        return kwargs[name]
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            if position < len(args):
+                return args[position]
+            return argument.default_value if argument.has_default_value() else default
+    return default
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _is_on_device(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "meta"
+
+
+# Values that the program reads.
+
+
+def _read_scalar(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    (tensor,) = args
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    if tensor.dtype is torch.bool:
+        return tracer.reads_as(tensor)
+    return 0.0 if tensor.is_floating_point() else 0
+
+
+def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    if out.dtype is torch.bool and out.numel() == 1:
+        tracer.set_truth(out, not tracer.reads_as(args[0]))
+    return out
+
+
+def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Nothing is found: the number is read from the device, where numbers are 0."""
+    (tensor,) = args
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    with tracer.scratch(4, 1, 1023):
+        pass
+    return torch.empty((0, tensor.dim()), dtype=torch.int64, device="meta")
+
+
+# Reductions.
+
+
+def _reduce(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    return _reduced(tracer, func, args, kwargs, FLOAT)
+
+
+def _reduce_bytes(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = _reduced(tracer, func, args, kwargs, 1)
+    if func._overloadpacket is aten.any:
+        tracer.set_truth(out, False)
+    return out
+
+
+def _reduced(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords, accumulator: int) -> Any:
+    out = tracer.run(func, args, kwargs)
+    tensor = args[0]
+    if _is_on_device(tensor) and tensor.numel():
+        dims = _bind(func, args, kwargs, "dim")
+        with tracer.scratch(_reduction_cast(func, tensor, out)):
+            _split_buffers(tracer, tensor, dims, accumulator)
+    return out
+
+
+def _reduction_cast(func: Any, tensor: Tensor, out: Any) -> int:
+    """Bytes of the input in the type of the output: sums and products convert it first.
+
+    Source: ``aten/src/ATen/native/ReduceOpsUtils.h``, ``make_reduction``: only from 16-bit floats
+    to float32 do the kernels convert as they read.
+    """
+    if func._overloadpacket not in (aten.sum, aten.mean, aten.prod) or tensor.dtype == out.dtype:
+        return 0
+    if tensor.dtype in HALF and out.dtype is torch.float32:
+        return 0
+    nbytes: int = tensor.numel() * out.element_size()
+    return nbytes
+
+
+def _split_buffers(tracer: Tracer, tensor: Tensor, dims: Any, accumulator: int = FLOAT) -> None:
+    """The buffers of a reduction over `dims`: one, several, or all where there are none."""
+    listed = [dims] if isinstance(dims, int) else dims or range(tensor.dim())
+    reduced = [dim % tensor.dim() for dim in listed] if tensor.dim() else []
+    split = split_reduction(
+        tensor.shape,
+        tensor.stride(),
+        int(tensor.storage_offset()),
+        reduced,
+        tracer.gpu,
+        accumulator,
+    )
+    if split is not None:
+        with tracer.scratch(split.buffer, split.semaphores):
+            pass
+
+
+def _foreach_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    tensors = [tensor for tensor in args[0] if _is_on_device(tensor)]
+    if not tensors:
+        return func(*args, **kwargs)
+    with tracer.scratch(foreach_norm_partials([tensor.numel() for tensor in tensors])):
+        return tracer.run(func, args, kwargs)
+
+
+# Bytes that CUB asks for to scan one row, by bytes of an element: measured with CUDA 13.
+_ROW_SCAN = {1: 1023, 2: 1023, 4: 1023, 8: 1279}
+
+
+def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    tensor = args[0]
+    out = func(*args, **kwargs)
+    if not _is_on_device(tensor):
+        return out
+    cast = 0 if tensor.dtype == out.dtype else tensor.numel() * out.element_size()
+    tracer.born(out)
+    is_one_row = tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
+    with tracer.scratch(cast, _ROW_SCAN[out.element_size()] if is_one_row else 0):
+        pass
+    return out
+
+
+# Matrix products.
+
+
+def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    if not _is_on_device(out):
+        return out
+    operands = [value for value in args if isinstance(value, Tensor)][-2:]
+    with tracer.scratch(*(_operand_copy(operand) for operand in operands)):
+        tracer.use_cublas()
+    return out
+
+
+def _grouped_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """One product for each group (expert); rows of the output start at multiples of 16 bytes.
+
+    Source: ``aten/src/ATen/native/cuda/GroupedBlas.cpp`` and ``GroupMM.cu``: for 16-bit brain
+    floats, addresses and strides of each group and a workspace (seen on 9.0).
+    """
+    left, right = args[:2]
+    if not _is_on_device(left):
+        return func(*args, **kwargs)
+    offsets = _bind(func, args, kwargs, "offs")
+    groups = left.shape[0] if offsets is None else offsets.shape[0]
+    rows, columns = left.shape[-2], right.shape[-1]
+    shape = [rows, columns] if left.dim() != right.dim() else [groups, rows, columns]
+    padded = round_up(columns, 16 // left.element_size())
+    strides = [padded, 1] if len(shape) == 2 else [rows * padded, padded, 1]
+    # The meta kernel takes fewer types than CUDA's.
+    out = torch.empty_strided(shape, strides, dtype=left.dtype, device="meta")
+    tracer.born(out)
+    if left.dtype is torch.bfloat16 and tracer.gpu.compute_capability[0] == 9:
+        with tracer.scratch(60 * groups, 67_584):
+            pass
+    return out
+
+
+def _operand_copy(operand: Tensor) -> int:
+    """Bytes of the copy of an operand that cuBLAS cannot read as it lies.
+
+    Source: ``aten/src/ATen/native/cuda/Blas.cpp``, ``prepare_matrix_for_cublas`` and
+    ``prepare_batch_matrix_for_cublas``.
+    """
+    if operand.dim() < 2:
+        return 0
+    rows, columns = operand.shape[-2:]
+    row_stride, column_stride = operand.stride()[-2:]
+    if column_stride == 1 and row_stride >= max(1, columns):
+        return 0
+    if row_stride == 1 and column_stride >= max(1, rows):
+        return 0
+    return _nbytes(operand)
+
+
+# Embeddings and indices.
+
+
+def _embedding(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    indices = args[1]
+    copy = 0 if not _is_on_device(indices) or indices.is_contiguous() else _nbytes(indices)
+    with tracer.scratch(copy):
+        return tracer.run(func, args, kwargs)
+
+
+def _embedding_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``."""
+    gradient, indices, rows = args[:3]
+    if not _is_on_device(gradient):
+        return func(*args, **kwargs)
+    n = indices.numel()
+    copies = [0 if t.is_contiguous() else _nbytes(t) for t in (indices, gradient)]
+    with tracer.scratch(*copies):
+        if n <= 3072:
+            return tracer.run(func, args, kwargs)
+        with tracer.scratch(INDEX * n, INDEX * n):
+            with tracer.scratch(INDEX * n, radix_sort(n, rows)):
+                pass
+            out = tracer.run(func, args, kwargs)
+            unique = min(n, rows)
+            segments = embedding_segments(n, rows)
+            with tracer.scratch(INDEX * n, INDEX):
+                with tracer.scratch(INDEX * n, 3071):
+                    pass
+                with (
+                    tracer.scratch(INDEX * unique, INDEX * unique, 1279, INDEX),
+                    tracer.scratch(INDEX * segments, FLOAT * segments * gradient.shape[-1]),
+                ):
+                    pass
+    return out
+
+
+def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    indices = [index for index in args[1] if index is not None]
+    if not _bind(func, args, kwargs, "accumulate", False) or not _is_on_device(args[0]):
+        return out
+    n = max(index.numel() for index in indices)
+    with tracer.scratch(*[INDEX * n] * 6, radix_sort(n, args[0].shape[0])):
+        pass
+    return out
+
+
+def _sort(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(args[0]):
+        with tracer.scratch(INDEX * args[0].numel()):
+            pass
+    return out
+
+
+# Softmax, norms and dropout.
+
+
+def _softmax_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The product of gradient and output is a buffer of its own."""
+    out = tracer.run(func, args, kwargs)
+    with tracer.scratch(_nbytes(args[1]) if _is_on_device(args[1]) else 0):
+        pass
+    return out
+
+
+def _safe_softmax(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Rows that are all -inf become zeros: a mask, its reduction to rows, and a scalar."""
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out):
+        with tracer.scratch(out.numel(), out.numel() // out.shape[args[1]], 4):
+            pass
+    return out
+
+
+def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """With many rows the gradients of weight and bias are summed up in two parts."""
+    gradient, tensor, shape = args[:3]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    of_input, of_weight, of_bias = out = func(*args, **kwargs)
+    columns = prod(shape)
+    rows = tensor.numel() // columns
+    partial = layer_norm_partials(rows, columns, tensor.element_size(), tracer.gpu.sm_count)
+    if of_weight is None:
+        partial = 0
+    copy = 0 if gradient.is_contiguous() else _nbytes(gradient)
+    with tracer.scratch(copy):
+        tracer.born([of_input, of_weight])
+        with tracer.scratch(partial, partial):
+            tracer.born(of_bias)
+            if partial:
+                parts = torch.empty(
+                    (partial // (columns * tensor.element_size()), columns), device="meta"
+                )
+                for result in (of_weight, of_bias):
+                    if result is not None:
+                        _split_buffers(tracer, parts, 0)
+    return out
+
+
+def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The mask is made before the output."""
+    output, mask = func(*args, **kwargs)
+    tracer.born([mask, output])
+    return output, mask
+
+
+# Attention.
+
+
+def _flash_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/flash_attn/flash_api.cpp``, ``mha_fwd``."""
+    query, key = args[:2]
+    dropout = _bind(func, args, kwargs, "dropout_p")
+    out = func(*args, **kwargs)
+    batch, heads, queries, head_dim = query.shape
+    tracer.born(out[:2])
+    splits = 1
+    if dropout == 0:
+        splits = flash_splits(batch, heads, queries, key.shape[2], head_dim, tracer.gpu.sm_count)
+    rows = FLOAT * splits * batch * heads * queries
+    buffers = (rows, rows * flash_head_dim(head_dim)) if splits > 1 else ()
+    state, unused = out[6:8]
+    with tracer.scratch(*buffers):
+        # With dropout a first state of the generator makes room for a second.
+        with tracer.scratch(_nbytes(state) if dropout > 0 else 0):
+            tracer.born([unused, state] if dropout > 0 else [state, unused])
+        tracer.born(out[8:])
+    return out
+
+
+def _flash_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd``."""
+    gradient, query, key, _, output = args[:5]
+    batch, heads, queries, head_dim = query.shape
+    key_heads, keys = key.shape[1:3]
+    # Heads and tokens change places for the kernel, which wants them contiguous there.
+    copies = [
+        0 if tensor.transpose(1, 2).is_contiguous() else _nbytes(tensor)
+        for tensor in (gradient, output)
+    ]
+    rows = FLOAT * batch * heads * round_up(queries, 128)
+    expanded = batch * keys * heads * head_dim * key.element_size()
+    buffers = [rows, rows * flash_head_dim(head_dim)]
+    if has_gqa(heads, key_heads):
+        buffers += [expanded, expanded]
+    with tracer.scratch(*copies):
+        out = tracer.run(func, args, kwargs)
+        with tracer.scratch(*buffers):
+            pass
+    return out
+
+
+def _efficient_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/attention.cu``, ``_efficient_attention_forward``."""
+    query, _, value = args[:3]
+    output, logsumexp, seed, offset = out = func(*args, **kwargs)
+    if _bind(func, args, kwargs, "dropout_p"):
+        # The state of the generator comes from the host.
+        with tracer.outside_allocator():
+            tracer.born([seed, offset])
+    else:
+        tracer.born([seed, offset])
+    tracer.born([output, logsumexp])
+    batch, heads, queries, _ = query.shape
+    value_dim = value.shape[-1]
+    if query.dtype in HALF and value_dim > 128:
+        with tracer.scratch(FLOAT * batch * queries * heads * value_dim):
+            pass
+    return out
+
+
+def _efficient_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/attention_backward.cu``."""
+    gradient, query, key, value = args[:4]
+    batch, heads, queries, head_dim = query.shape
+    key_heads, keys = key.shape[1:3]
+    is_half = query.dtype in HALF
+    copy = 0 if gradient.transpose(1, 2).is_contiguous() else _nbytes(gradient)
+    with tracer.scratch(copy):
+        # The meta kernel of some releases forgets that heads of the key can be fewer.
+        out: list[Any] = [_attention_gradient(tensor) for tensor in (query, key, value)]
+        needs_bias = _bind(func, args, kwargs, "grad_input_mask")[3]
+        out.append(func(*args, **kwargs)[3] if needs_bias else None)
+        tracer.born(out)
+        expanded = [0, 0]
+        if has_gqa(heads, key_heads):
+            per_head = batch * keys * heads * key.element_size()
+            expanded = [per_head * head_dim, per_head * value.shape[-1]]
+        rows = FLOAT * batch * heads * queries
+        with tracer.scratch(*expanded):
+            if not is_half:
+                with tracer.scratch(rows * value.shape[-1], rows):
+                    pass
+            workspace = efficient_backward_workspace(
+                batch, heads, queries, keys, head_dim, is_half, tracer.gpu
+            )
+            with tracer.scratch(rows, workspace):
+                pass
+    return tuple(out)
+
+
+def _attention_gradient(like: Tensor) -> Tensor:
+    """A gradient of [B, H, S, D] that lies in memory as [B, S, H, D]."""
+    batch, heads, tokens, dim = like.shape
+    lying = torch.empty((batch, tokens, heads, dim), dtype=like.dtype, device="meta")
+    return lying.transpose(1, 2)
+
+
+# Autograd's engine.
+
+
+def _add(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The engine adds gradients in place where nobody else holds them, except under a mode.
+
+    Source: ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: any dispatch mode
+    makes tensors look like subclasses there.
+    """
+    if not kwargs and len(args) == 2 and tracer.in_backward and not torch.is_grad_enabled():
+        old, new = args
+        if (
+            _is_on_device(old)
+            and _is_on_device(new)
+            and old.shape == new.shape
+            and old.dtype == new.dtype
+            and _is_dense(old)
+            and tracer.is_engine_s_own(old)
+        ):
+            out = func(*args)
+            tracer.hand_over(old, out)
+            return out
+    return tracer.run(func, args, kwargs)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side in memory, in whatever order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _fused_optimizer(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A fused optimizer: one kernel, in place, without a buffer; unknown to the meta device."""
+    if _is_on_device(args[0][0]):
+        return None
+    return func(*args, **kwargs)
+
+
+_HANDLERS: dict[Handler, str] = {
+    _read_scalar: "_local_scalar_dense",
+    _logical_not: "logical_not.default bitwise_not.default",
+    _nonzero: "nonzero.default",
+    _reduce: (
+        "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "
+        "min.default linalg_vector_norm.default norm.Scalar norm.ScalarOpt_dim prod.default "
+        "prod.dim_int"
+    ),
+    _reduce_bytes: "any.default any.dim any.dims all.default all.dim all.dims",
+    _foreach_norm: "_foreach_norm.Scalar",
+    _cumsum: "cumsum.default",
+    _matrix_product: (
+        "mm.default addmm.default bmm.default baddbmm.default mv.default addmv.default"
+    ),
+    _grouped_product: "_grouped_mm.default",
+    _embedding: "embedding.default",
+    _embedding_backward: "embedding_dense_backward.default",
+    _index_put: "index_put.default index_put_.default _index_put_impl_.default",
+    _sort: "sort.default sort.stable",
+    _softmax_backward: "_softmax_backward_data.default",
+    _safe_softmax: "_safe_softmax.default",
+    _layer_norm_backward: "native_layer_norm_backward.default",
+    _native_dropout: "native_dropout.default",
+    _flash_forward: "_scaled_dot_product_flash_attention.default",
+    _flash_backward: "_scaled_dot_product_flash_attention_backward.default",
+    _efficient_forward: "_scaled_dot_product_efficient_attention.default",
+    _efficient_backward: "_scaled_dot_product_efficient_attention_backward.default",
+    _add: "add.Tensor",
+    _fused_optimizer: ("_fused_adamw_ _fused_adam_ _fused_sgd_ _fused_adagrad_"),
+}

@@ -1,0 +1,186 @@
+"""bitsandbytes on the meta device: its own CUDA code, with the compiled library left out.
+
+The Python half of bitsandbytes' CUDA backend allocates all that its kernels need, and picks the
+kernels by the card. It is loaded here under a name of its own, with a library whose functions do
+nothing, so that a trace takes the road of a GPU on any build of PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmmem.estimation.choices import replaced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from torch import nn
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.estimation.tracer import Handler, Tracer
+
+__all__ = ["bitsandbytes_as_on_gpu", "bitsandbytes_handlers", "quantize_on_meta"]
+
+
+class _NoLibrary:
+    """A library with every function, none of which does anything."""
+
+    compiled_with_cuda = True
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def function(*args: object) -> int:
+            return 0
+
+        return function
+
+
+class _NoContexts:
+    """In place of the handles of cuBLASLt, which the library alone would use."""
+
+    @classmethod
+    def get_instance(cls) -> _NoContexts:
+        return cls()
+
+    def get_context(self, device: torch.device) -> None:
+        return None
+
+
+def bitsandbytes_handlers(gpu: Gpu) -> dict[Any, Handler]:
+    """Handlers of bitsandbytes' operators for the card."""
+    import bitsandbytes
+
+    backends = Path(bitsandbytes.__file__).parent / "backends"
+    kernels: dict[str, Callable[..., Any]] = {}
+    # Where CUDA has no kernel of its own, the default one serves it.
+    _load(backends / "default" / "ops.py", "default", kernels)
+    cuda = _load(backends / "cuda" / "ops.py", "cuda", kernels)
+    vars(cuda).update(
+        CUBLAS_Context=_NoContexts,
+        _get_raw_stream=lambda index: 0,
+        _cuda_device_of=lambda tensor: nullcontext(),
+        _gpu_dispatch_props=lambda index: (gpu.sm_count, *gpu.compute_capability),
+    )
+    return {_operator(name): _handler(kernel) for name, kernel in kernels.items()}
+
+
+def _operator(name: str) -> Any:
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+
+
+def _load(path: Path, backend: str, kernels: dict[str, Callable[..., Any]]) -> ModuleType:
+    """Run a backend's source as a module of its own, and note the kernels that it registers."""
+    import bitsandbytes._ops
+    import bitsandbytes.cextension
+
+    def register(name: str, device: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def note(kernel: Callable[..., Any]) -> Callable[..., Any]:
+            kernels[name] = kernel
+            return kernel
+
+        return note
+
+    spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{backend}._traced", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with (
+        replaced(bitsandbytes._ops, "register_kernel", register),
+        replaced(bitsandbytes.cextension, "lib", _NoLibrary()),
+        replaced(torch._C, "_cuda_getCurrentRawStream", None),
+    ):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _handler(kernel: Callable[..., Any]) -> Handler:
+    def handle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with tracer:
+            return kernel(*args, **kwargs)
+
+    return handle
+
+
+@contextmanager
+def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
+    """Make bitsandbytes do as in a process of its own with a GPU, while inside.
+
+    Its tables, kept per process, are empty at first. Paged tensors are memory that the driver
+    manages: outside of the caching allocator.
+    """
+    from bitsandbytes import functional
+
+    def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        with tracer.outside_allocator():
+            tensor = torch.empty(shape, dtype=dtype, device="meta")
+        vars(tensor).update(is_paged=True, page_deviceid=device.index)
+        return tensor
+
+    def without_kernel(*args: object, **kwargs: object) -> None:
+        pass
+
+    with (
+        replaced(functional, "name2qmap", {}),
+        replaced(functional, "get_paged", get_paged),
+        replaced(functional, "fill", without_kernel),
+        replaced(functional, "prefetch_tensor", without_kernel),
+    ):
+        yield
+
+
+@torch.no_grad()
+def quantize_on_meta(linear: nn.Module, device: torch.device) -> None:
+    """What ``linear.to(device)`` does on a GPU to a layer of bitsandbytes on the host.
+
+    Moving to the meta device does not quantize, so the steps of ``Params4bit._quantize`` and
+    ``Int8Params._quantize`` are taken here.
+    """
+    from bitsandbytes.nn.modules import Int8Params, Params4bit
+
+    for name, parameter in list(linear.named_parameters(recurse=False)):
+        if isinstance(parameter, Params4bit):
+            _quantize_4bit(parameter, device)
+        elif isinstance(parameter, Int8Params):
+            _quantize_int8(parameter, device)
+        else:
+            moved = torch.empty_like(parameter, device=device)
+            setattr(linear, name, torch.nn.Parameter(moved, requires_grad=False))
+
+
+def _quantize_4bit(parameter: Any, device: torch.device) -> None:
+    import bitsandbytes
+
+    copy = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    packed, state = bitsandbytes.functional.quantize_4bit(
+        copy,
+        blocksize=parameter.blocksize,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+    )
+    parameter.data = packed
+    parameter.quant_state = state
+    if parameter.module is not None:
+        parameter.module.quant_state = state
+    parameter.bnb_quantized = True
+
+
+def _quantize_int8(parameter: Any, device: torch.device) -> None:
+    import bitsandbytes
+
+    # The host casts: what arrives is in float16.
+    copy = torch.empty(parameter.shape, dtype=torch.float16, device=device)
+    quantized, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(copy)
+    parameter.data = quantized
+    parameter.CB = quantized
+    parameter.SCB = scales

@@ -1,0 +1,256 @@
+"""Closed forms: what people compute on paper from a parameter count, in bytes.
+
+They know nothing of activations, kernels or fragmentation. Beside a trace or a run they show how
+far such arithmetic is off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from llmmem.results import Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+    from transformers import PretrainedConfig
+
+    from llmmem.setups import Setup
+
+__all__ = [
+    "BYTES_PER_PARAMETER",
+    "accelerate_table",
+    "inference_bytes",
+    "kv_cache_bytes",
+    "lora_bytes",
+    "optimizer_values",
+    "quantization_constants_bytes",
+    "rules",
+    "training_bytes",
+]
+
+BYTES_PER_PARAMETER: Mapping[str, Fraction] = {
+    "float32": Fraction(4),
+    "bfloat16": Fraction(2),
+    "float16": Fraction(2),
+    "fp8": Fraction(1),
+    "int8": Fraction(1),
+    "int4": Fraction(1, 2),
+    "nf4": Fraction(1, 2),
+    "fp4": Fraction(1, 2),
+}
+INFERENCE_OVERHEAD = Fraction(12, 10)
+# Parameters that share a quantization constant, and constants that share one of their own.
+BLOCK = 64
+NESTED_BLOCK = 256
+
+
+def inference_bytes(parameters: int, bytes_per_parameter: Fraction) -> int:
+    """Weights and a fifth on top: N x M x 1.2.
+
+    Source: "Transformer Math 101" (EleutherAI, 2023), which puts the overhead of inference at up to
+    20 % of the weights.
+    """
+    return int(parameters * bytes_per_parameter * INFERENCE_OVERHEAD)
+
+
+def training_bytes(parameters: int, bytes_per_parameter: Fraction, values: Fraction) -> int:
+    """Weights, gradients and optimizer values, all of one size: N x M x (1 + 1 + k).
+
+    Source: "Transformer Math 101" (EleutherAI, 2023), without activations and master weights.
+    """
+    return int(parameters * bytes_per_parameter * (2 + values))
+
+
+def lora_bytes(
+    parameters: int,
+    bytes_per_parameter: Fraction,
+    trainable: int,
+    bytes_per_trainable: Fraction,
+    values: Fraction,
+) -> int:
+    """A frozen base and a trained adapter: N x M + T x M_adapter x (2 + k).
+
+    Source: LoRA (Hu et al., 2021, arXiv:2106.09685): only the adapter has gradients and optimizer
+    values. With a 4-bit base, QLoRA (Dettmers et al., 2023, arXiv:2305.14314): M = 0.5 and
+    `quantization_constants_bytes`.
+    """
+    return int(parameters * bytes_per_parameter + trainable * bytes_per_trainable * (2 + values))
+
+
+def quantization_constants_bytes(parameters: int, is_double: bool) -> int:
+    """Scales of a 4-bit base: one fp32 for 64 parameters, or 8 bit and one fp32 for 256 of them.
+
+    Source: QLoRA (arXiv:2305.14314), section 3: 0.5 and 0.127 bits a parameter.
+    """
+    constants = Fraction(parameters, BLOCK)
+    return int(constants * (1 + Fraction(4, NESTED_BLOCK)) if is_double else constants * 4)
+
+
+def kv_cache_bytes(
+    layers: int, heads: int, head_dim: int, tokens: int, batch: int, bytes_per_value: Fraction
+) -> int:
+    """Keys and values of all layers: 2 x layers x KV heads x head dim x tokens x batch x bytes.
+
+    Source: "Transformer Inference Arithmetic" (kipply, 2022).
+    """
+    return int(2 * layers * heads * head_dim * tokens * batch * bytes_per_value)
+
+
+# Values that an optimizer keeps for a parameter, in those of the parameter's size.
+_VALUES: Mapping[str, int] = {
+    "adam": 2,
+    "ademamix": 3,
+    "lion": 1,
+    "rmsprop": 1,
+    "adagrad": 1,
+    "sgd": 0,
+}
+
+
+def optimizer_values(setup: Setup, bytes_per_parameter: Fraction) -> Fraction | None:
+    """k: what the optimizer keeps for a parameter, in units of the parameter's size.
+
+    SGD 0, with momentum 1, Lion, RMSprop and Adagrad 1, Adam 2, AdEMAMix 3; 8-bit ones one byte a
+    value. ``None`` for an optimizer that the rules do not know.
+    """
+    name = setup.optimizer or ""
+    kind = next((kind for kind in _VALUES if kind in name), None)
+    if kind is None:
+        return None
+    values = Fraction(_VALUES[kind])
+    if kind == "sgd" and (setup.optimizer_args or {}).get("momentum"):
+        values = Fraction(1)
+    return values / bytes_per_parameter if "8bit" in name else values
+
+
+def accelerate_table(model: nn.Module) -> dict[str, dict[str, int]]:
+    """What ``accelerate estimate-memory`` prints of a model, in bytes, by dtype.
+
+    Largest layer, total and, for float32 and float16, training with Adam: four times the total.
+
+    Source: accelerate, ``commands/estimate.py`` and ``utils/modeling.py``, whose own code counts.
+    """
+    from accelerate.utils.modeling import calculate_maximum_sizes
+
+    total, (largest, _) = calculate_maximum_sizes(model)
+    table = {}
+    for dtype, divisor in (("float32", 1), ("float16", 2), ("int8", 4), ("int4", 8)):
+        table[dtype] = {"largest_layer": largest // divisor, "total": total // divisor}
+        if divisor <= 2:
+            table[dtype]["training_adam"] = 4 * total // divisor
+    return table
+
+
+def rules(setup: Setup) -> Rules:
+    """All forms that apply to a setup; parameters are counted on the real model, without memory.
+
+    Raises:
+        InputError: The model, its config or the adapter is not valid.
+        UnsupportedError: The adapter cannot be built here.
+    """
+    from llmmem.build import skeleton
+
+    model = skeleton(replace(setup, dtype="float32", attention=None))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    peak, formula = _peak(setup, parameters, model.config)
+    table = {
+        f"accelerate, with head, {dtype}": row for dtype, row in accelerate_table(model).items()
+    }
+    headless = accelerate_table(_as_accelerate_loads(model.config))
+    table |= {f"accelerate, without head, {dtype}": row for dtype, row in headless.items()}
+    return Rules(peak, formula, table)
+
+
+def _peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
+    """The form for the setup's mode and method, and how it reads."""
+    stored = BYTES_PER_PARAMETER[setup.quantization if setup.is_quantized else setup.dtype]  # type: ignore[index]
+    if not setup.is_train:
+        return _inference(setup, parameters, stored, config)
+    if setup.has_adapter:
+        return _adapter_training(setup, parameters, stored)
+    values = optimizer_values(setup, stored)
+    if values is None:
+        return None, f"no rule for optimizer {setup.optimizer}"
+    peak = training_bytes(parameters, stored, values)
+    return peak, f"{parameters:,} x {_number(stored)} B x (1 + 1 + {_number(values)})"
+
+
+def _inference(
+    setup: Setup, parameters: int, stored: Fraction, config: PretrainedConfig
+) -> tuple[int, str]:
+    peak = inference_bytes(parameters, stored)
+    formula = f"{parameters:,} x {_number(stored)} B x 1.2"
+    if setup.mode == "generate":
+        cache = _kv_cache(setup, config)
+        return peak + cache, f"{formula} + {cache:,} B of KV cache"
+    return peak, formula
+
+
+def _kv_cache(setup: Setup, config: PretrainedConfig) -> int:
+    text: Any = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return kv_cache_bytes(
+        text.num_hidden_layers,
+        getattr(text, "num_key_value_heads", None) or heads,
+        head_dim,
+        setup.seq_len + (setup.new_tokens or 0),
+        setup.batch_size,
+        BYTES_PER_PARAMETER[setup.dtype],
+    )
+
+
+def _adapter_training(setup: Setup, parameters: int, stored: Fraction) -> tuple[int | None, str]:
+    # PEFT trains adapters in float32 on a 16-bit base, unless told otherwise.
+    adapter = BYTES_PER_PARAMETER[setup.adapter_dtype or "float32"]
+    values = optimizer_values(setup, adapter)
+    if values is None:
+        return None, f"no rule for optimizer {setup.optimizer}"
+    trainable = _trainable(setup)
+    peak = lora_bytes(parameters, stored, trainable, adapter, values)
+    formula = (
+        f"{parameters:,} x {_number(stored)} B + "
+        f"{trainable:,} x {_number(adapter)} B x (2 + {_number(values)})"
+    )
+    if setup.double_quant is None:
+        return peak, formula
+    constants = quantization_constants_bytes(parameters, setup.double_quant)
+    return peak + constants, f"{formula} + {constants:,} B of quantization constants"
+
+
+def _trainable(setup: Setup) -> int:
+    """Parameters that the adapter trains, counted on PEFT's own model."""
+    import torch
+
+    from llmmem.build import build
+
+    # The adapter is the same on a base that is not quantized, which needs no bitsandbytes.
+    plain = replace(
+        setup,
+        quantization="none",
+        double_quant=None,
+        kbit_prepare=None,
+        gradient_checkpointing=False,
+    )
+    built = build(plain, torch.device("meta"))
+    return sum(parameter.numel() for parameter in built.trainable)
+
+
+def _as_accelerate_loads(config: PretrainedConfig) -> nn.Module:
+    """The model without its head, as ``AutoModel`` makes it, in float32."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        )
+    return model
+
+
+def _number(value: Fraction) -> str:
+    return f"{float(value):g}"

@@ -1,0 +1,190 @@
+"""A trace: the setup's own build and step, on the meta device, as a GPU would allocate for it.
+
+The meta device has shapes and no memory. Every storage that comes and goes there takes and gives
+back a block of the modelled caching allocator, together with the buffers that CUDA kernels use out
+of sight and with the choices that a GPU brings about. It works with any build of PyTorch.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmmem.errors import UnsupportedError
+from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator, OutOfMemory
+from llmmem.estimation.choices import gpu_choices
+from llmmem.estimation.kernels import aten_handlers
+from llmmem.estimation.tracer import Tracer
+from llmmem.measurement.attribution import attribute
+from llmmem.measurement.timeline import Timeline
+from llmmem.results import Outcome, Peaks, PhaseResult, Trace
+from llmmem.step import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor, nn
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.setups import Setup
+
+__all__ = ["trace"]
+
+
+def trace(setup: Setup, gpu: Gpu) -> Trace:
+    """Estimate the peaks of a setup on a card, in bytes.
+
+    The outcome is ``oom`` where the card is too small (with the peaks up to there), and
+    ``unsupported``, with the reason, where the setup cannot be traced.
+
+    Raises:
+        InputError: The setup names something that does not exist, or contradicts itself.
+    """
+    assumptions = _assumptions(setup, gpu)
+    try:
+        _check_supported(setup)
+        observer = _TraceObserver(_tracer(setup, gpu))
+        outcome, message = _run(setup, observer)
+    except UnsupportedError as error:
+        return Trace("unsupported", str(error), Peaks(), assumptions=assumptions)
+    return observer.result(outcome, message, gpu, assumptions)
+
+
+def _check_supported(setup: Setup) -> None:
+    if setup.autocast != "none":
+        raise UnsupportedError(
+            "autocast cannot be traced: it does not exist on the meta device; run the setup instead"
+        )
+
+
+def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
+    allocator = CachingAllocator(
+        AllocatorConfig.parse(setup.allocator),
+        total_bytes=gpu.total_bytes,
+        free_bytes=gpu.total_bytes - gpu.context_bytes,
+    )
+    handlers = aten_handlers()
+    if _uses_bitsandbytes(setup):
+        from llmmem.estimation.quantized import bitsandbytes_handlers
+
+        handlers |= bitsandbytes_handlers(gpu)
+    return Tracer(allocator, gpu, handlers)
+
+
+def _run(setup: Setup, observer: _TraceObserver) -> tuple[Outcome, str]:
+    tracer = observer.tracer
+    move = None
+    with ExitStack() as stack:
+        if setup.has_adapter:
+            import peft  # noqa: F401  # so that its choices can be made as on a GPU
+        if _uses_bitsandbytes(setup):
+            from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, quantize_on_meta
+
+            stack.enter_context(bitsandbytes_as_on_gpu(tracer))
+            move = quantize_on_meta
+        stack.enter_context(observer.timeline.recording_calls())
+        stack.enter_context(gpu_choices(tracer))
+        stack.enter_context(tracer)
+        try:
+            execute(setup, torch.device("meta"), observer, move=move)
+        except OutOfMemory as error:
+            return "oom", str(error)
+        except RuntimeError as error:
+            # Operators without a meta kernel, and programs that branch on values.
+            reason = " ".join(str(error).split())
+            raise UnsupportedError(f"the step cannot be traced: {reason}") from error
+        finally:
+            tracer.end()
+    return "ok", ""
+
+
+def _uses_bitsandbytes(setup: Setup) -> bool:
+    optimizer = setup.optimizer or ""
+    names = ("bnb", "paged", "lion", "ademamix")
+    return setup.is_quantized or optimizer == "adamw_8bit" or any(n in optimizer for n in names)
+
+
+def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
+    assumed = [
+        f"kernels and workspaces of {gpu.title}",
+        "attention: flash, memory-efficient or math by PyTorch's rules; cuDNN attention off",
+    ]
+    if setup.quantization == "int8":
+        assumed.append("no activation is an outlier of LLM.int8")
+    assumed.append(f"CUDA context {gpu.context_source}")
+    return tuple(assumed)
+
+
+class _TraceObserver:
+    """Places what the step tells among the tracer's events, and takes the peaks by phase."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.timeline = Timeline(tracer.clock, tracer.address)
+        self._phases: dict[str, Peaks] = {}
+        self._total = Peaks(0, 0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """All that happens inside belongs to the phase."""
+        self._collect()
+        try:
+            with self.timeline.phase(name):
+                yield
+        finally:
+            peaks = self._collect()
+            self._phases[name] = _highest(self._phases.get(name, Peaks(0, 0)), peaks)
+
+    def watch(self, model: nn.Module) -> None:
+        """Name the modules of the model."""
+        self.timeline.watch(model)
+
+    def label(self, component: str, tensors: Iterable[Tensor]) -> None:
+        """Say what the tensors are."""
+        self.timeline.label(component, tensors)
+
+    def result(
+        self, outcome: Outcome, message: str, gpu: Gpu, assumptions: tuple[str, ...]
+    ) -> Trace:
+        """The peaks, with what held them."""
+        self._collect()
+        attribution = attribute(
+            self.tracer.events,
+            phases=self.timeline.phases,
+            calls=self.timeline.calls,
+            labels=self.timeline.labels,
+        )
+        held = {phase.phase: phase.components for phase in attribution.phases}
+        return Trace(
+            outcome=outcome,
+            message=message,
+            peaks=_with_context(self._total, gpu),
+            components=attribution.components,
+            phases=tuple(
+                PhaseResult(name, _with_context(peaks, gpu), held.get(name))
+                for name, peaks in self._phases.items()
+            ),
+            context_bytes=gpu.context_bytes,
+            assumptions=assumptions,
+        )
+
+    def _collect(self) -> Peaks:
+        """The peaks since the last time, and start anew."""
+        allocator = self.tracer.allocator
+        peaks = Peaks(allocator.peak_allocated, allocator.peak_reserved)
+        allocator.reset_peaks()
+        self._total = _highest(self._total, peaks)
+        return peaks
+
+
+def _highest(first: Peaks, second: Peaks) -> Peaks:
+    return Peaks(
+        max(first.allocated or 0, second.allocated or 0),
+        max(first.reserved or 0, second.reserved or 0),
+    )
+
+
+def _with_context(peaks: Peaks, gpu: Gpu) -> Peaks:
+    return Peaks(peaks.allocated, peaks.reserved, (peaks.reserved or 0) + gpu.context_bytes)

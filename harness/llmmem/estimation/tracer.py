@@ -1,0 +1,279 @@
+"""Sees every storage of the meta device born and die, and asks the allocator's model for it."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmmem.errors import UnsupportedError
+from llmmem.estimation.hidden import cublas_workspace
+from llmmem.measurement.attribution import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.estimation.allocator import Block, CachingAllocator
+
+__all__ = ["Handler", "Tracer"]
+
+# Takes the tracer, an operator and its arguments; gives back what the operator does.
+Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]"
+
+aten = torch.ops.aten
+
+
+class _Death(weakref.ref[Any]):
+    """A weak reference to a storage that knows the storage's key."""
+
+    __slots__ = ("key",)
+
+    key: int
+
+
+class _Life:
+    """A live storage: the number and the block that it has, and what tells of its end."""
+
+    __slots__ = ("block", "death", "number", "truth")
+
+    def __init__(self, death: _Death) -> None:
+        self.death = death
+        self.number: int | None = None
+        self.block: Block | None = None
+        # What a boolean in it reads as.
+        self.truth = True
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is active, tensors of the meta device take blocks of the allocator.
+
+    Args:
+        allocator: The model that hands out blocks.
+        gpu: The card whose kernels are assumed.
+        handlers: What operators do on a GPU beyond what the meta device shows.
+
+    Attributes:
+        events: Allocations and frees so far, in order.
+    """
+
+    def __init__(
+        self, allocator: CachingAllocator, gpu: Gpu, handlers: Mapping[Any, Handler]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allocator = allocator
+        self.gpu = gpu
+        self.events: list[Event] = []
+        self._handlers = dict(handlers)
+        self._lives: dict[int, _Life] = {}
+        self._numbers = 0
+        self._workspaces: set[bool] = set()
+        self._takes_blocks = True
+        self._is_over = False
+        self._sole_owner = _calibrated_use_counts()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = _default_handler(func)
+        return handler(self, func, args, kwargs or {})
+
+    # What handlers use.
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the operator on the meta device; its outputs are born in order."""
+        out = func(*args, **kwargs)
+        self.born(out)
+        return out
+
+    def born(self, value: Any) -> None:
+        """Give each new storage in a tensor, or in a nest of them, a block."""
+        if isinstance(value, Tensor):
+            if value.device.type == "meta":
+                self._register(value)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                self.born(item)
+
+    @contextmanager
+    def outside_allocator(self) -> Iterator[None]:
+        """What is born inside is not in the allocator's memory on a GPU: it takes no block."""
+        before, self._takes_blocks = self._takes_blocks, False
+        try:
+            yield
+        finally:
+            self._takes_blocks = before
+
+    def take(self, nbytes: int) -> tuple[int, Block]:
+        """A block that no tensor stands for."""
+        block = self.allocator.malloc(nbytes)
+        self._numbers += 1
+        self.events.append(Event("alloc", self._numbers, block.size))
+        return self._numbers, block
+
+    def give(self, number: int, block: Block) -> None:
+        """Give back a block that `take` gave."""
+        self.events.append(Event("free", number, block.size))
+        self.allocator.free(block)
+
+    @contextmanager
+    def scratch(self, *sizes: int) -> Iterator[None]:
+        """Blocks of these bytes while inside (0 takes none); freed in reverse order."""
+        taken = [self.take(nbytes) for nbytes in sizes if nbytes]
+        try:
+            yield
+        finally:
+            for number, block in reversed(taken):
+                self.give(number, block)
+
+    def use_cublas(self) -> None:
+        """The first use by a thread takes a workspace, which is never given back.
+
+        Autograd runs backward, and what is recomputed there, on a thread of its own.
+        """
+        thread = self.in_backward
+        if thread not in self._workspaces:
+            self._workspaces.add(thread)
+            self.take(cublas_workspace(self.gpu))
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether autograd's engine is at work."""
+        return torch._C._current_autograd_node() is not None
+
+    def is_engine_s_own(self, tensor: Tensor) -> bool:
+        """Whether only autograd's engine holds the tensor and its storage."""
+        return _use_counts(tensor) == self._sole_owner
+
+    def hand_over(self, old: Tensor, new: Tensor) -> None:
+        """The new tensor takes over the block of the old one: on a GPU it is the same tensor."""
+        before = self._lives.get(old.untyped_storage()._cdata)
+        if before is None or before.block is None:
+            self.born(new)
+            return
+        life = self._life(new.untyped_storage())
+        life.number, life.block = before.number, before.block
+        before.number = before.block = None
+
+    def reads_as(self, tensor: Tensor) -> bool:
+        """What a boolean on the device reads as."""
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        return life is None or life.truth
+
+    def set_truth(self, tensor: Tensor, truth: bool) -> None:
+        """From now on the boolean reads as `truth`."""
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        if life is not None:
+            life.truth = truth
+
+    # What the observer of the step uses.
+
+    def clock(self) -> int:
+        """The number of allocations and frees so far."""
+        return len(self.events)
+
+    def address(self, tensor: Tensor) -> int | None:
+        """What the events call the tensor's block; ``None`` if it has none."""
+        if tensor.device.type != "meta":
+            return None
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        return None if life is None else life.number
+
+    def end(self) -> None:
+        """Count no more deaths: what is alive now stays in the account."""
+        self._is_over = True
+
+    def _register(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._lives:
+            return
+        nbytes = storage.nbytes()
+        life = self._life(storage)
+        if nbytes and self._takes_blocks:
+            life.number, life.block = self.take(nbytes)
+
+    def _life(self, storage: torch.UntypedStorage) -> _Life:
+        death = _Death(storage, self._died)
+        death.key = storage._cdata
+        life = self._lives[death.key] = _Life(death)
+        return life
+
+    def _died(self, death: weakref.ref[Any]) -> None:
+        assert isinstance(death, _Death)
+        life = self._lives.get(death.key)
+        # The key may already belong to a new storage, made where the old one was.
+        if life is None or life.death is not death:
+            return
+        del self._lives[death.key]
+        if life.block is not None and life.number is not None and not self._is_over:
+            self.give(life.number, life.block)
+
+
+def _default_handler(func: Any) -> Handler:
+    """Decomposes operators that consist of others, and runs the rest."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = func.name()
+    # With a kernel of their own for the CPU they have one for CUDA, and run in one piece there.
+    if has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, "CPU"):
+        return _decompose
+    return Tracer.run
+
+
+def _decompose(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # They arrive here only from within a handler: elsewhere autograd has taken them apart.
+    with tracer:
+        out = func.decompose(*args, **kwargs)
+    return tracer.run(func, args, kwargs) if out is NotImplemented else out
+
+
+def _use_counts(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    of_tensor: int = tensor._use_count()  # type: ignore[attr-defined]
+    of_storage: int = torch._C._storage_Use_Count(storage._cdata)
+    return of_tensor, of_storage
+
+
+class _UseCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how often the first argument of each addition in backward is held."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is aten.add.Tensor and not torch.is_grad_enabled():
+            self.seen.append(_use_counts(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def _calibrated_use_counts() -> tuple[int, int]:
+    """The use counts, seen from a dispatch mode, of a gradient that only the engine holds.
+
+    They depend on the version of PyTorch, so they are taken from two small graphs: one where the
+    engine may add in place, one where the same tensor is needed elsewhere too.
+
+    Raises:
+        UnsupportedError: This version of PyTorch does not tell the two apart.
+    """
+    own, shared = _UseCounts(), _UseCounts()
+    with torch.enable_grad():
+        leaf = torch.empty(2, 2, device="meta", requires_grad=True)
+        with own:
+            torch.autograd.backward(leaf * 2 + leaf * 3, torch.empty(2, 2, device="meta"))
+        with shared:
+            held = leaf * 2
+            torch.autograd.backward(held + held, torch.empty(2, 2, device="meta"))
+    if len(own.seen) != 1 or len(shared.seen) != 1 or own.seen == shared.seen:
+        raise UnsupportedError(
+            f"a trace does not work with torch {torch.__version__}: "
+            "it cannot tell where gradients are added in place"
+        )
+    return own.seen[0]
