@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from llmmem import InputError, Runner, RunResult, Setup, UnsupportedError, run, simgpu
+from llmmem.measurement.nvml import gpu_count
 from llmmem.results import COMPONENTS
 
 LLAMA = "meta-llama/Llama-3.2-1B"
@@ -116,7 +120,8 @@ def _kill_grandchild(what: signal.Signals) -> None:
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += map(int, listing.read_text().split())
+        with suppress(OSError):  # it may have ended meanwhile
+            found += map(int, listing.read_text().split())
     return found
 
 
@@ -153,6 +158,34 @@ def test_the_allocator_settings_of_the_setup_are_in_force(runner):
     )
 
 
+@needs_simulated_gpu
+def test_an_interrupted_run_leaves_nothing_behind():
+    script = (
+        "from llmmem import Setup, run\n"
+        f"run(Setup(model={LLAMA!r}, steps=2000), 'sim:h100', estimate=False)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (family := _descendants(process.pid)[1:]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert family, "the run never began"
+    process.send_signal(signal.SIGINT)
+    process.wait(10)
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+def _descendants(pid: int) -> list[int]:
+    return [found for child in _children(pid) for found in (child, *_descendants(child))]
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="there is a real GPU")
+def test_a_real_gpu_that_is_not_there_is_unsupported():
+    with pytest.raises(UnsupportedError, match="0 real GPUs"):
+        run(Setup(model=LLAMA), "cuda")
+
+
 def test_device_estimate_runs_nothing():
     with pytest.raises(UnsupportedError, match="estimate"):
         run(Setup(model=LLAMA), "estimate")
@@ -169,5 +202,8 @@ def test_an_estimate_is_made_out_of_this_process():
 
 @pytest.mark.skipif(not simgpu.check(), reason="the simulated GPU works here")
 def test_where_the_simulated_gpu_cannot_work_the_error_says_why():
-    with pytest.raises(UnsupportedError, match=r"torch|compiler|Linux"), Runner("sim:h100") as runner:
+    with (
+        pytest.raises(UnsupportedError, match=r"torch|compiler|Linux"),
+        Runner("sim:h100") as runner,
+    ):
         runner.run(Setup(model=LLAMA))

@@ -42,7 +42,7 @@ class History:
             allocator: The allocator settings in force (``PYTORCH_ALLOC_CONF``).
         """
         self._config = allocator
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         self._before = self._count()
         torch.cuda.memory._record_memory_history(
             "all", context=None, max_entries=MAX_ENTRIES, device=self._device, clear_history=True

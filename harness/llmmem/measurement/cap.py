@@ -1,0 +1,33 @@
+"""Running with the memory of a smaller card."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmmem.catalogue.gpus import Gpu
+
+__all__ = ["capped"]
+
+
+@contextmanager
+def capped(gpu: Gpu, device: int) -> Iterator[None]:
+    """While inside, PyTorch can take no more of the device than it could of the card.
+
+    The card's memory less its CUDA context is what is left for the allocator, which raises
+    ``torch.OutOfMemoryError`` past it. Kernels stay those of the device. On a device with less
+    memory than the card nothing is changed.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    fraction = (gpu.total_bytes - gpu.context_bytes) / total
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    torch.cuda.set_per_process_memory_fraction(min(fraction, before), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)

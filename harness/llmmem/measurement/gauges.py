@@ -1,0 +1,111 @@
+"""The peak counters of the GPUs in this process, which several windows share."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmmem import simgpu
+from llmmem.measurement.nvml import NvmlMeter
+from llmmem.results import Peaks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llmmem.simgpu import SimulatedGpu
+
+__all__ = ["Gauge", "SimulatedMeter", "before_resets"]
+
+# Whatever the public name, what resets the peaks ends in one of these functions of torch._C.
+RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
+
+
+class SimulatedMeter:
+    """Peak bytes of this process on a simulated GPU, which knows them exactly."""
+
+    def __init__(self, simulated: SimulatedGpu, device: int) -> None:
+        self._simulated = simulated
+        self._device = device
+
+    def start(self) -> None:
+        """Nothing is sampled."""
+
+    def stop(self) -> None:
+        """Nothing is sampled."""
+
+    def reset(self) -> None:
+        """Forget the peak reached so far."""
+        self._simulated.reset_peak(self._device)
+
+    def held(self) -> int:
+        """Bytes that the process holds now."""
+        return self._simulated.process_bytes(self._device)
+
+    def peak(self, reserved: int) -> int:
+        """The peak since the reset, in bytes; `reserved` is part of it already."""
+        return self._simulated.peak_process_bytes(self._device)
+
+
+class Gauge:
+    """The peak counters of one GPU, as bytes allocated, reserved, and held by the process.
+
+    Args:
+        device: Index of the CUDA device.
+    """
+
+    def __init__(self, device: int) -> None:
+        simulated = simgpu.active()
+        self._device = device
+        self._process: SimulatedMeter | NvmlMeter
+        if simulated is None:
+            self._process = NvmlMeter(device)
+        else:
+            self._process = SimulatedMeter(simulated, device)
+
+    def start(self) -> None:
+        """Begin to sample what has to be sampled."""
+        self._process.start()
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._process.stop()
+
+    def take(self) -> Peaks:
+        """The peaks since the last time; the counters start anew."""
+        allocated = torch.cuda.max_memory_allocated(self._device)
+        reserved = torch.cuda.max_memory_reserved(self._device)
+        peaks = Peaks(allocated, reserved, self._process.peak(reserved))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._process.reset()
+        return peaks
+
+    def held(self) -> Peaks:
+        """What is held now."""
+        return Peaks(
+            torch.cuda.memory_allocated(self._device),
+            torch.cuda.memory_reserved(self._device),
+            self._process.held(),
+        )
+
+
+@contextmanager
+def before_resets(action: Callable[[], None]) -> Iterator[None]:
+    """While inside, do the action before anything resets PyTorch's peak counters."""
+    with ExitStack() as stack:
+        for name in RESETS:
+            original = getattr(torch._C, name)
+            setattr(torch._C, name, _preceded(action, original))
+            stack.callback(setattr, torch._C, name, original)
+        yield
+
+
+def _preceded(action: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def both(*args: Any) -> Any:
+        action()
+        return function(*args)
+
+    return both

@@ -1,0 +1,116 @@
+"""Which lines of the program hold the allocated peak.
+
+PyTorch's allocator records every allocation with its Python stack, so nothing is hooked into the
+program: what it does, and what it takes, is the same as without.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Place", "PlaceRecorder", "places_at_peak"]
+
+MAX_ENTRIES = 5_000_000
+BLOCK_BYTES = 512  # what the allocator rounds to
+
+# The autograd engine allocates in threads of its own, which run no Python.
+NO_FRAME = "the backward pass"
+
+TORCH = str(Path(torch.__file__).parent)
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of the program, and the bytes that it asked for and that were alive at the peak."""
+
+    where: str
+    bytes: int
+
+
+class PlaceRecorder:
+    """Records the allocations of all GPUs, from `start` to `stop`."""
+
+    def __init__(self) -> None:
+        self._is_recording = False
+
+    def start(self) -> None:
+        """Begin to record, unless the program itself is recording already."""
+        self._is_recording = not torch._C._cuda_isHistoryEnabled()
+        if self._is_recording:
+            torch.cuda.memory._record_memory_history(
+                "all", "alloc", "python", max_entries=MAX_ENTRIES, clear_history=True
+            )
+
+    def stop(self, device: int) -> tuple[int, tuple[Place, ...]]:
+        """End recording; the peak of what was allocated meanwhile in bytes, and who held it."""
+        if not self._is_recording:
+            return 0, ()
+        entries = torch.cuda.memory._snapshot(device)["device_traces"][device]
+        torch.cuda.memory._record_memory_history(None)
+        return places_at_peak(entries)
+
+
+def places_at_peak(entries: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[Place, ...]]:
+    """The allocated peak of a history in bytes, and the lines that held it, the largest first."""
+    alive: dict[int, Mapping[str, Any]] = {}
+    held = peak = 0
+    top = 0
+    for position, entry in enumerate(entries):
+        if entry["action"] == "alloc":
+            alive[entry["addr"]] = entry
+            held += _block(entry)
+        elif entry["action"] == "free_requested" and entry["addr"] in alive:
+            held -= _block(alive.pop(entry["addr"]))
+        if held > peak:
+            peak, top = held, position
+    sizes: Counter[str] = Counter()
+    for entry in _alive(entries[: top + 1]):
+        sizes[_place(entry["frames"])] += _block(entry)
+    return peak, tuple(Place(where, size) for where, size in sizes.most_common())
+
+
+def _alive(entries: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The allocations that were not given back by the end."""
+    alive: dict[int, Mapping[str, Any]] = {}
+    for entry in entries:
+        if entry["action"] == "alloc":
+            alive[entry["addr"]] = entry
+        elif entry["action"] == "free_requested":
+            alive.pop(entry["addr"], None)
+    return alive.values()
+
+
+def _block(entry: Mapping[str, Any]) -> int:
+    return -(-int(entry["size"]) // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _place(frames: Sequence[Mapping[str, Any]]) -> str:
+    """The innermost line that is neither torch's nor Python's own."""
+    for frame in frames:
+        if not _is_internal(frame["filename"]):
+            return f"{_short(frame['filename'])}:{frame['line']} in {frame['name']}"
+    return NO_FRAME
+
+
+def _is_internal(file: str) -> bool:
+    if file.startswith(TORCH):
+        return True
+    return file.startswith(STANDARD_LIBRARY) and "site-packages" not in file
+
+
+def _short(file: str) -> str:
+    """The file from the current directory, else with its folder."""
+    path = Path(file)
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return str(Path(*path.parts[-2:]))

@@ -1,0 +1,298 @@
+"""What a stretch of code in this process takes of the GPU.
+
+The peak counters of PyTorch's allocator belong to the process, and starting to measure resets them.
+Windows may overlap all the same: whenever the counters are about to be reset (by another window, or
+by the measured code itself), every open window first takes what they say.
+
+Nothing here imports torch: as long as nobody has, the GPU was not used through it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmmem import simgpu
+from llmmem.measurement.nvml import SAMPLING_PERIOD_S
+from llmmem.results import METRICS, Peaks, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from llmmem.measurement.gauges import Gauge
+    from llmmem.measurement.places import Place, PlaceRecorder
+
+__all__ = ["Measurement", "Window", "allocations", "cuda_in_use", "release_cached_memory"]
+
+LARGEST_PLACES = 10
+LARGEST_DIFFERENCE = 0.05
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a window saw of one GPU; with several GPUs, of the one that took the most.
+
+    Attributes:
+        device: Where, such as ``"sim:h100"`` or ``"cuda:0"``.
+        source: ``simulated`` or ``measured``.
+        gpu: The name of the card as torch knows it; ``None`` if CUDA was never initialised.
+        peaks: Absolute peaks in bytes, with what was held before.
+        held_before: What the process held when the window began, in bytes.
+        touched: Whether anything was allocated on a GPU.
+        places: The lines of the program that held the allocated peak, the largest first, of what
+            was allocated in the window.
+        context_source: Where peak process - peak reserved comes from.
+        notes: What else decides how to read the figures.
+    """
+
+    device: str
+    source: Source
+    gpu: str | None
+    peaks: Peaks
+    held_before: Peaks
+    touched: bool
+    places: tuple[Place, ...] = ()
+    context_source: Literal["modelled", "measured"] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Window:
+    """Measures the GPU memory of this process between `start` and `stop`; a context manager.
+
+    To begin with, garbage is collected and the allocator gives back what it does not need, so that
+    figures do not depend on what ran before.
+
+    Args:
+        device: Index of the CUDA device to watch; by default all that are visible.
+        places: Whether to tell which lines held the peak, for which every allocation is recorded
+            with its stack. It takes CUDA to be in use already, and no other window around.
+    """
+
+    def __init__(self, device: int | None = None, *, places: bool = False) -> None:
+        self._device = device
+        self._wants_places = places
+        self._places: PlaceRecorder | None = None
+        self._allocations = 0
+        self._held_before: Mapping[int, Peaks] = {}
+        self._peaks: dict[int, Peaks] = {}
+        self._measurement: Measurement | None = None
+
+    def __enter__(self) -> Window:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    @property
+    def measurement(self) -> Measurement:
+        """What was measured, once the window is closed.
+
+        Raises:
+            RuntimeError: It is still open.
+        """
+        if self._measurement is None:
+            raise RuntimeError("a window has no measurement before it is closed")
+        return self._measurement
+
+    def start(self) -> None:
+        """Begin to measure."""
+        release_cached_memory()
+        self._allocations = allocations()
+        is_only = _counters.add(self)
+        self._held_before = _counters.held()
+        if self._wants_places and is_only and cuda_in_use():
+            from llmmem.measurement.places import PlaceRecorder
+
+            self._places = PlaceRecorder()
+            self._places.start()
+
+    def stop(self) -> Measurement:
+        """End, and say what was measured."""
+        _counters.remove(self)
+        self._measurement = self._account()
+        return self._measurement
+
+    def collect(self, device: int, peaks: Peaks) -> None:
+        """Take the peaks that a GPU has reached since its counters were last reset."""
+        known = self._peaks.get(device, peaks)
+        self._peaks[device] = Peaks(
+            *(_larger(known.get(metric), peaks.get(metric)) for metric in METRICS)
+        )
+
+    def _watched(self, devices: Mapping[int, Peaks]) -> Sequence[int]:
+        return [index for index in devices if self._device in (None, index)]
+
+    def _account(self) -> Measurement:
+        simulated = simgpu.active()
+        nothing = Peaks(0, 0, None if simulated is None else 0)
+        device = max(
+            self._watched(self._peaks),
+            key=lambda index: self._peaks[index].reserved or 0,
+            default=self._device or 0,
+        )
+        peaks = self._peaks.get(device, nothing)
+        held_before = self._held_before.get(device, nothing)
+        source: Source = "measured" if simulated is None else "simulated"
+        return Measurement(
+            device=f"cuda:{device}" if simulated is None else f"sim:{simulated.gpu.name}",
+            source=source,
+            gpu=cuda.get_device_name(device) if (cuda := _cuda()) is not None else None,
+            peaks=peaks,
+            held_before=held_before,
+            touched=self._touched(),
+            places=self._held_by(device, peaks, held_before),
+            context_source=_context_source(peaks),
+            notes=_notes(peaks),
+        )
+
+    def _touched(self) -> bool:
+        if allocations() != self._allocations:
+            return True
+        # A library can allocate without PyTorch: then the process has grown, by more than the
+        # context, which may come of asking for the properties of a device.
+        simulated = simgpu.active()
+        context = 0 if simulated is None else simulated.context_bytes
+        for device in self._watched(self._peaks):
+            held = self._held_before.get(device, Peaks()).process or 0
+            if (self._peaks[device].process or 0) > max(held, context):
+                return True
+        return False
+
+    def _held_by(self, device: int, peaks: Peaks, held_before: Peaks) -> tuple[Place, ...]:
+        if self._places is None:
+            return ()
+        recorded, places = self._places.stop(device)
+        # The program can have disturbed the recording: then it does not add up to the peak. (The
+        # allocator's blocks can be a little larger than what was asked for.)
+        expected = (peaks.allocated or 0) - (held_before.allocated or 0)
+        if abs(expected - recorded) > LARGEST_DIFFERENCE * expected:
+            return ()
+        return places[:LARGEST_PLACES]
+
+
+class _Counters:
+    """The peak counters of this process, and the windows that are open on them."""
+
+    def __init__(self) -> None:
+        self._windows: list[Window] = []
+        self._gauges: dict[int, Gauge] = {}
+        self._in_use = ExitStack()
+        self._collecting = False
+
+    def add(self, window: Window) -> bool:
+        """Open a window; whether it is the only one."""
+        self.collect()
+        self._windows.append(window)
+        if len(self._windows) > 1:
+            return False
+        if cuda_in_use():
+            from llmmem.measurement.gauges import before_resets
+
+            self._in_use.enter_context(before_resets(self.collect))
+        return True
+
+    def remove(self, window: Window) -> None:
+        """Close a window."""
+        self.collect()
+        self._windows.remove(window)
+        if not self._windows:
+            self._in_use.close()
+            self._gauges.clear()
+
+    def held(self) -> Mapping[int, Peaks]:
+        """What is held now of every GPU; nothing as long as CUDA is not in use."""
+        return {device: gauge.held() for device, gauge in self._known().items()}
+
+    def collect(self) -> None:
+        """Let all windows take what the counters say, and reset the counters."""
+        if self._collecting:  # the reset that is part of it
+            return
+        self._collecting = True
+        try:
+            for device, gauge in self._known().items():
+                peaks = gauge.take()
+                for window in self._windows:
+                    window.collect(device, peaks)
+        finally:
+            self._collecting = False
+
+    def _known(self) -> Mapping[int, Gauge]:
+        """The gauges of all GPUs, made and started once CUDA is in use."""
+        cuda = _cuda()
+        if cuda is not None and not self._gauges:
+            from llmmem.measurement.gauges import Gauge
+
+            self._gauges = {device: Gauge(device) for device in range(cuda.device_count())}
+            for gauge in self._gauges.values():
+                gauge.start()
+                self._in_use.callback(gauge.stop)
+        return self._gauges
+
+
+# The counters belong to the process, so what shares them does too.
+_counters = _Counters()
+
+
+def cuda_in_use() -> bool:
+    """Whether PyTorch has initialised CUDA in this process."""
+    return _cuda() is not None
+
+
+def release_cached_memory() -> None:
+    """Make PyTorch's allocator give back all memory that no live tensor needs."""
+    cuda = _cuda()
+    if cuda is None:
+        return
+    gc.collect()
+    cuda.synchronize()
+    sys.modules["torch"]._C._cuda_clearCublasWorkspaces()
+    cuda.empty_cache()
+
+
+def allocations() -> int:
+    """How often PyTorch's allocator has handed out a block in this process, on all GPUs."""
+    cuda = _cuda()
+    if cuda is None:
+        return 0
+    stats = (cuda.memory_stats(device) for device in range(cuda.device_count()))
+    return sum(int(values.get("allocation.all.allocated", 0)) for values in stats)
+
+
+def _cuda() -> Any:
+    """The module torch.cuda, once CUDA is in use; else ``None``."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return cuda if cuda is not None and cuda.is_initialized() else None
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    """The larger of two peaks; not known if one of them is not."""
+    return None if one is None or other is None else max(one, other)
+
+
+def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
+    if peaks.process is None:
+        return None
+    return "measured" if simgpu.active() is None else "modelled"
+
+
+def _notes(peaks: Peaks) -> tuple[str, ...]:
+    simulated = simgpu.active()
+    if simulated is not None:
+        return simulated.notes
+    if peaks.process is None:
+        return ("NVML does not tell what this process holds (seen in containers, WSL and MIG)",)
+    period_ms = 1000 * SAMPLING_PERIOD_S
+    return (f"what the process holds beside the allocator was sampled every {period_ms:g} ms",)

@@ -1,0 +1,191 @@
+"""The fixture `vram`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmmem.errors import InputError, UnsupportedError
+from llmmem.report import Record
+from llmmem.results import PHASES, PhaseResult, RunResult
+from llmmem.runner import DEFAULT_TIMEOUT
+from llmmem.setups import Setup, load_setup
+from pytest_llmmem.gate import GATE
+from pytest_llmmem.session import SESSION
+from pytest_llmmem.verdicts import run_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmmem.devices import Device
+    from llmmem.measurement.window import Window
+    from llmmem.results import Estimate
+    from llmmem.runner import Runner
+    from pytest_llmmem.gate import Gate
+    from pytest_llmmem.session import Session
+
+__all__ = ["Vram", "vram"]
+
+
+class Vram:
+    """Runs, estimates and measures for one test, and holds it all to the test's limit."""
+
+    def __init__(self, gate: Gate, session: Session, root: Path) -> None:
+        self._gate = gate
+        self._session = session
+        self._root = root
+
+    @property
+    def device(self) -> Device:
+        """Where `run` runs: never ``auto``, but what that came to."""
+        return self._runner().device
+
+    def run(
+        self,
+        setup: Setup | Mapping[str, Any] | str | Path,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+    ) -> RunResult:
+        """Run a setup in a process of its own, and measure it.
+
+        An outcome of oom, crashed or timeout fails the test; unsupported skips it. Where nothing
+        can run, the result is an estimate, which holds the test to its limit only with
+        ``--llmmem-device=estimate``.
+
+        Args:
+            setup: A setup, its keys, or the path of a .toml or .json file (relative to rootdir).
+            timeout: Seconds after which the run is ended.
+
+        Raises:
+            InputError: The setup is not valid.
+        """
+        runner = self._runner()
+        if runner.device.kind == "estimate":
+            return self._run_of_estimate(self._estimate(self._setup(setup)))
+        from llmmem.measurement.window import release_cached_memory
+
+        release_cached_memory()
+        try:
+            result = runner.run(self._setup(setup), timeout=timeout)
+        except UnsupportedError as error:
+            self._gate.give_up(str(error))
+        if result.outcome == "unsupported":
+            self._gate.add(Record.from_run(result, test=self._gate.test))
+            self._gate.give_up(result.message)
+        record = Record.from_run(result, test=self._gate.test, **self._held_to())
+        holders = [(f"{each.component}, {each.module}", each.bytes) for each in result.holders]
+        self._gate.add(record, holders)
+        if result.outcome != "ok":
+            pytest.fail(run_failed(record, self._gate.limit, holders), pytrace=False)
+        return result
+
+    def estimate(
+        self, setup: Setup | Mapping[str, Any] | str | Path, *, gpu: str | None = None
+    ) -> Estimate:
+        """Estimate a setup without running it.
+
+        It holds the test to its limit only with ``--llmmem-device=estimate``.
+
+        Args:
+            setup: A setup, its keys, or the path of a .toml or .json file (relative to rootdir).
+            gpu: The card to assume; by default the session's.
+
+        Raises:
+            InputError: The setup or the card is not valid.
+        """
+        return self._estimate(self._setup(setup), gpu)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[Window]:
+        """Measure a part of the test, in this process.
+
+        Example:
+            >>> with vram.measure("forward") as forward:
+            ...     model(batch)
+            >>> forward.measurement.peaks.allocated
+
+        Args:
+            name: What the report calls the part, in its column ``phase``.
+
+        Raises:
+            InputError: The name is empty, or one that the report uses itself.
+        """
+        if not name or name == "total" or name in PHASES:
+            raise InputError(f"invalid name {name!r}: expected one that no report uses itself")
+        if not self._session.has_gpu():
+            self._gate.give_up(self._session.advice())
+        from llmmem.measurement.window import Window
+
+        self._session.initialise_cuda()
+        window = Window(self._session.index, places=True)
+        with window:
+            yield window
+        seen = window.measurement
+        self._gate.parts.append(PhaseResult(name, seen.peaks))
+
+    def _runner(self) -> Runner:
+        try:
+            return self._session.runner()
+        except UnsupportedError as error:
+            self._gate.give_up(str(error))
+
+    def _setup(self, setup: Setup | Mapping[str, Any] | str | Path) -> Setup:
+        if isinstance(setup, Setup):
+            return setup
+        if isinstance(setup, Mapping):
+            return Setup.from_mapping(setup)
+        if isinstance(setup, (str, Path)) and Path(setup).suffix in (".toml", ".json"):
+            return load_setup(self._root / setup)
+        raise InputError(
+            f"invalid setup {setup!r}: expected a Setup, its keys, or the path of a .toml or .json"
+        )
+
+    def _estimate(self, setup: Setup, gpu: str | None = None) -> Estimate:
+        try:
+            estimate = self._runner().estimate(setup, gpu)
+        except UnsupportedError as error:
+            self._gate.give_up(str(error))
+        asked_for = self._session.options.device.kind == "estimate"
+        held_to = self._held_to() if asked_for else {}
+        self._gate.add(Record.from_estimate(estimate, test=self._gate.test, **held_to))
+        return estimate
+
+    def _run_of_estimate(self, estimate: Estimate) -> RunResult:
+        """An estimate in place of a run, as it was asked for or for want of anything better."""
+        if self._session.options.device.kind != "estimate":
+            self._gate.add_unmeasured(
+                "it was only estimated, as there is neither a GPU nor a simulated one here; "
+                "--llmmem-device=estimate holds estimates to limits"
+            )
+        trace = estimate.trace
+        return RunResult(
+            setup=estimate.setup,
+            device="estimate",
+            source="estimated",
+            outcome=trace.outcome,
+            message=trace.message,
+            gpu=estimate.gpu,
+            peaks=trace.peaks,
+            components=trace.components,
+            phases=trace.phases,
+            context_bytes=trace.context_bytes,
+            context_source="modelled",
+            versions=estimate.versions,
+            notes=trace.assumptions,
+            estimate=estimate,
+        )
+
+    def _held_to(self) -> dict[str, Any]:
+        limit = self._gate.limit
+        return {} if limit is None else {"metric": limit.metric, "limit_bytes": limit.bytes}
+
+
+@pytest.fixture
+def vram(request: pytest.FixtureRequest) -> Vram:
+    """GPU memory: run or estimate a setup, measure a part of the test."""
+    config = request.config
+    return Vram(request.node.stash[GATE], config.stash[SESSION], config.rootpath)

@@ -1,0 +1,118 @@
+"""The marker `max_vram`: what a test may take."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from llmmem.errors import InputError, unknown
+from llmmem.results import METRICS
+from llmmem.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    import pytest
+
+    from llmmem.catalogue.gpus import Gpu
+
+__all__ = ["SCOPES", "Limit", "marker_line", "marker_of", "max_vram"]
+
+SCOPES = ("call", "test")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that a test may take.
+
+    Attributes:
+        bytes: The limit; a peak that equals it is within it.
+        metric: Which of `METRICS` it is about.
+        scope: Whether it is about the test's call, or about its setup as well.
+        gpu: The card whose memory it is, if it was given as one.
+    """
+
+    bytes: int
+    metric: str = "process"
+    scope: Literal["call", "test"] = "call"
+    gpu: Gpu | None = None
+
+    def __str__(self) -> str:
+        size = f"{format_size(self.bytes)} ({self.bytes} B)"
+        return f"{size} of {self.gpu.name}" if self.gpu else size
+
+
+def max_vram(
+    limit: str | int | None = None,
+    *,
+    gpu: str | None = None,
+    metric: str = "process",
+    scope: str = "call",
+    tolerance: object = None,
+) -> Limit:
+    """Fail the test if its peak of GPU memory is over the limit.
+
+    Args:
+        limit: Bytes, or a size such as ``"24GB"`` or ``"22.5GiB"``.
+        gpu: A card of the GPU catalogue such as ``"rtx4090"``, whose memory is the limit. The test
+            also runs out of memory where it would on that card.
+        metric: ``process`` (all that the process holds), ``reserved`` or ``allocated``.
+        scope: ``call`` (the test function) or ``test`` (its fixtures as well).
+        tolerance: Only for growth over a baseline, which there is none of.
+
+    Raises:
+        InputError: A value that is not accepted, or not exactly one of `limit` and `gpu`.
+    """
+    if (limit is None) == (gpu is None):
+        raise InputError('exactly one of limit and gpu is needed: "24GB", or gpu="rtx4090"')
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    if tolerance is not None:
+        raise InputError(
+            f"tolerance {tolerance!r} is allowed growth over a baseline, and baselines are not "
+            "supported: leave it out"
+        )
+    window: Literal["call", "test"] = "test" if scope == "test" else "call"
+    if limit is not None:
+        return Limit(parse_size(limit), metric, window)
+    if metric != "process":
+        raise InputError(f"metric {metric!r} and gpu contradict: a card holds the whole process")
+    from llmmem.catalogue.gpus import find_gpu
+
+    if not isinstance(gpu, str):
+        raise InputError(f'invalid gpu {gpu!r}: expected the name of a card, such as "rtx4090"')
+    card = find_gpu(gpu)
+    return Limit(card.total_bytes, metric, window, card)
+
+
+def marker_of(item: pytest.Item) -> Limit | None:
+    """The limit of the marker that is closest to the test; ``None`` without one.
+
+    Raises:
+        InputError: The marker's arguments are not valid; the message begins with its name.
+    """
+    mark = item.get_closest_marker("max_vram")
+    if mark is None:
+        return None
+    try:
+        return max_vram(*mark.args, **mark.kwargs)
+    except InputError as error:
+        raise InputError(f"max_vram: {error}") from error
+    except TypeError as error:  # Python's own check of the arguments
+        accepted = inspect.signature(max_vram).parameters
+        raise InputError(f"{error} (accepted: {', '.join(accepted)})") from error
+
+
+def marker_line() -> str:
+    """The marker as ``pytest --markers`` shows it, from the function's signature."""
+    signature = inspect.signature(max_vram)
+    plain = signature.replace(
+        parameters=[
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in signature.parameters.values()
+        ],
+        return_annotation=inspect.Signature.empty,
+    )
+    summary = (inspect.getdoc(max_vram) or "").splitlines()[0]
+    return f"max_vram{plain}: {summary}"

@@ -1,0 +1,178 @@
+"""What the session was asked for: the command line, else the environment, else the ini file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from llmmem.devices import ACCEPTED_DEVICES, Device, parse_device
+from llmmem.errors import InputError
+from llmmem.report import check_report_path
+from llmmem.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+__all__ = ["DEFAULT_REPORT", "Options", "add_options"]
+
+DEFAULT_REPORT = "reports/llmmem.csv"
+AUTO = Device("auto")
+
+Value = TypeVar("Value")
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off", "")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options, each with its key of the ini file."""
+    group = parser.getgroup("llmmem", "GPU memory (llmmem)")
+    group.addoption(
+        "--llmmem-report",
+        action="append",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="Write what was measured to PATH (.csv, .json or .md; relative to rootdir; can be "
+        f"given more than once). Without PATH: a table at the end, and {DEFAULT_REPORT}.",
+    )
+    group.addoption(
+        "--llmmem-device",
+        metavar="DEVICE",
+        help=f"Where to measure: {ACCEPTED_DEVICES}. Default auto: vram.run takes a real GPU, else "
+        "a simulated one; tests that allocate in the pytest process need a real GPU, or a "
+        "simulated one asked for by name.",
+    )
+    group.addoption(
+        "--llmmem-require-gpu",
+        action="store_true",
+        default=None,
+        help="An error, not a skip, where memory cannot be measured on a real GPU.",
+    )
+    group.addoption(
+        "--llmmem-max-vram",
+        metavar="SIZE",
+        help='Limit on the peak of every test that has no max_vram marker, such as "24GB".',
+    )
+    parser.addini(
+        "llmmem_report", "Default of --llmmem-report, a path a line.", type="linelist", default=None
+    )
+    parser.addini("llmmem_device", "Default of --llmmem-device.", default=None)
+    parser.addini(
+        "llmmem_require_gpu", "Default of --llmmem-require-gpu.", type="bool", default=None
+    )
+    parser.addini("llmmem_max_vram", "Default of --llmmem-max-vram.", default=None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a session, parsed.
+
+    Attributes:
+        reports: Files to write the report to.
+        table: Whether to show the report at the end.
+        device: Where to measure.
+        require_gpu: Whether only what was measured on a real GPU will do.
+        max_vram_bytes: Limit for tests without a marker.
+    """
+
+    reports: tuple[Path, ...] = ()
+    table: bool = False
+    device: Device = AUTO
+    require_gpu: bool = False
+    max_vram_bytes: int | None = None
+
+    @classmethod
+    def read(cls, namespace: argparse.Namespace, config: pytest.Config) -> Options:
+        """Read all options.
+
+        Args:
+            namespace: The command line, as far as it is parsed.
+            config: Where the ini file and the root directory are found.
+
+        Raises:
+            pytest.UsageError: A value is not valid, or two options contradict.
+        """
+        given = _Given(namespace, config)
+        paths, origin = given.paths()
+        reports = (given.parse(check_report_path, path or DEFAULT_REPORT, origin) for path in paths)
+        options = cls(
+            reports=tuple(dict.fromkeys(config.rootpath / path for path in reports)),
+            table="" in paths,
+            device=given.value("device", parse_device, cls.device),
+            require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
+            max_vram_bytes=given.value("max_vram", _parse_limit, cls.max_vram_bytes),
+        )
+        if options.require_gpu and options.device.kind in ("sim", "estimate"):
+            raise pytest.UsageError(
+                f"--llmmem-require-gpu and --llmmem-device={options.device} contradict: "
+                "only a real GPU measures"
+            )
+        return options
+
+    def describe(self) -> str:
+        """The options that differ from their defaults, on one line; empty if there are none."""
+        parts = [f"report {path.name}" for path in self.reports]
+        if self.max_vram_bytes is not None:
+            parts.insert(0, f"limit {format_size(self.max_vram_bytes)} on the peak of the process")
+        if self.require_gpu:
+            parts.insert(0, "a real GPU is required")
+        if parts or self.device.kind != "auto":
+            parts.insert(0, f"device {self.device}")
+        return ", ".join(parts)
+
+
+class _Given:
+    """The layers that an option can be given in; the first that has it wins."""
+
+    def __init__(self, namespace: argparse.Namespace, config: pytest.Config) -> None:
+        self._namespace = namespace
+        self._config = config
+
+    def value(self, name: str, parse: Callable[[Any], Value], default: Value) -> Value:
+        """The parsed value of an option."""
+        raw, origin = self._raw(name)
+        return default if raw is None else self.parse(parse, raw, origin)
+
+    def paths(self) -> tuple[Sequence[str], str]:
+        """All paths of reports, and where they were given."""
+        raw, origin = self._raw("report")
+        if isinstance(raw, str):
+            return raw.split(os.pathsep), origin
+        return raw or (), origin
+
+    def parse(self, parse: Callable[[Any], Value], raw: object, origin: str) -> Value:
+        """Parse a value, or name what is wrong and where."""
+        try:
+            return parse(raw)
+        except InputError as error:
+            raise pytest.UsageError(f"{origin}: {error}") from error
+
+    def _raw(self, name: str) -> tuple[Any, str]:
+        option = f"--llmmem-{name.replace('_', '-')}"
+        variable = f"LLMMEM_{name.upper()}"
+        key = f"llmmem_{name}"
+        layers = (
+            (getattr(self._namespace, key, None), option),
+            (os.environ.get(variable), variable),
+            (self._config.getini(key), key),
+        )
+        return next((layer for layer in layers if layer[0] is not None), (None, option))
+
+
+def _parse_limit(text: str) -> int:
+    # Bytes are digits only: on a command line and in a file even a whole number is text.
+    return parse_size(int(text) if text.isdecimal() else text)
+
+
+def _parse_switch(value: str | bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.lower() not in (*_TRUE, *_FALSE):
+        raise InputError(f"invalid value {value!r} (accepted: {', '.join((*_TRUE, *_FALSE[:-1]))})")
+    return value.lower() in _TRUE

@@ -1,0 +1,92 @@
+"""What a test's report carries: its records and what became of its gate, as plain text.
+
+Reports cross process borders under xdist and end up in JUnit files, so they carry text only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from llmmem.report import Record
+from llmmem.results import Components, Estimate, Peaks, PhaseResult
+from llmmem.setups import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["GATES", "TestRecords", "forget", "store"]
+
+RECORD = "llmmem_record"
+GATE = "llmmem_gate"
+
+NOT_MEASURED = "not measured"
+#: What a gated test was held to: a source of figures, or nothing.
+GATES = ("measured", "simulated", "estimated", NOT_MEASURED)
+
+
+@dataclass(frozen=True)
+class TestRecords:
+    """What one test left.
+
+    Attributes:
+        records: Its records, in the order they were made.
+        gate: One of `GATES`; ``None`` for a test that nothing was asked of.
+    """
+
+    __test__ = False  # not a test class, whatever its name
+
+    records: tuple[Record, ...]
+    gate: str | None
+
+    @classmethod
+    def read(cls, properties: Iterable[tuple[str, object]]) -> TestRecords:
+        """Read what `store` left among a report's properties; others are left alone."""
+        found = [(name, str(value)) for name, value in properties]
+        records = tuple(_from_text(value) for name, value in found if name == RECORD)
+        gates = [value for name, value in found if name == GATE]
+        return cls(records, gates[-1] if gates else None)
+
+
+def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
+    """Put what a test left among the properties that its report will carry."""
+    forget(properties)
+    properties += [(RECORD, _to_text(record)) for record in left.records]
+    if left.gate is not None:
+        properties.append((GATE, left.gate))
+
+
+def forget(properties: list[tuple[str, object]]) -> None:
+    """Drop what an earlier attempt at the same test left."""
+    properties[:] = [pair for pair in properties if pair[0] not in (RECORD, GATE)]
+
+
+def _to_text(record: Record) -> str:
+    document: dict[str, Any] = {
+        field.name: getattr(record, field.name) for field in fields(Record)
+    } | {
+        "setup": record.setup.to_dict() if record.setup else None,
+        "peaks": record.peaks.to_dict(),
+        "components": asdict(record.components) if record.components else None,
+        "phases": [phase.to_dict() for phase in record.phases],
+        "versions": dict(record.versions),
+        "estimate": record.estimate.to_dict() if record.estimate else None,
+    }
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _from_text(text: str) -> Record:
+    document: dict[str, Any] = json.loads(text)
+    setup, estimate = document["setup"], document["estimate"]
+    components = document["components"]
+    return Record(
+        **document
+        | {
+            "setup": Setup.from_mapping(setup) if setup else None,
+            "peaks": Peaks.from_dict(document["peaks"]),
+            "components": Components(**components) if components else None,
+            "phases": tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
+            "estimate": Estimate.from_dict(estimate) if estimate else None,
+        }
+    )

@@ -1,0 +1,108 @@
+"""The end of a session: the table, the files, and how many tests were gated by what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmmem.errors import LlmmemError
+from pytest_llmmem.records import GATES, NOT_MEASURED, TestRecords
+
+if TYPE_CHECKING:
+    from llmmem.report import Record
+    from pytest_llmmem.options import Options
+
+__all__ = ["Reporter"]
+
+SHOWN_ROWS = 20
+
+
+class Reporter:
+    """Gathers what tests left, wherever they ran; lives in the process that talks to the user."""
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self._config = config
+        self._options = options
+        self._tests: dict[str, TestRecords] = {}
+        self._crashed: list[str] = []
+        self._written: list[str] = []
+        self._errors: list[str] = []
+
+    def pytest_report_header(self) -> str | None:
+        """One line, if anything was asked for."""
+        described = self._options.describe()
+        return f"llmmem: {described}" if described else None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take what a test left; a later attempt at the same test replaces an earlier one."""
+        if report.when == "teardown":
+            left = TestRecords.read(report.user_properties)
+            if left.records or left.gate is not None:
+                self._tests[report.nodeid] = left
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object, error: object) -> None:
+        """Remember the xdist workers that crashed: what they ran last has left nothing."""
+        if error:
+            self._crashed.append(str(getattr(getattr(node, "gateway", None), "id", node)))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the files; one that cannot be written fails the session."""
+        if not self._options.reports:
+            return
+        from llmmem.report import frame, write
+
+        rows = frame(self._records())
+        for path in self._options.reports:
+            try:
+                write(rows, path)
+            except LlmmemError as error:
+                self._errors.append(str(error))
+            else:
+                self._written.append(f"{path} ({len(rows)} rows)")
+        if self._errors and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show the table if it was asked for, and always what the gates stand on."""
+        records = self._records()
+        if self._options.table and records:
+            self._show_table(terminalreporter, records)
+        gates = Counter(left.gate for left in self._tests.values() if left.gate is not None)
+        if gates:
+            terminalreporter.write_line(f"llmmem: {_count(gates)}", yellow=gates[NOT_MEASURED] > 0)
+        for worker in self._crashed:
+            terminalreporter.write_line(
+                f"llmmem: worker {worker} crashed: the test it was running is not measured",
+                red=True,
+            )
+        for written in self._written:
+            terminalreporter.write_line(f"llmmem: report written to {written}")
+        for error in self._errors:
+            terminalreporter.write_line(f"llmmem: {error}", red=True)
+
+    def _records(self) -> list[Record]:
+        return [record for left in self._tests.values() for record in left.records]
+
+    def _show_table(self, reporter: pytest.TerminalReporter, records: list[Record]) -> None:
+        from llmmem.report import console_text
+
+        largest = sorted(records, key=lambda record: record.peak_bytes or 0, reverse=True)
+        shown = largest if self._config.get_verbosity() > 1 else largest[:SHOWN_ROWS]
+        reporter.section("GPU memory")
+        reporter.write(console_text(shown, self._config.get_terminal_writer().fullwidth))
+        if len(shown) < len(largest):
+            reporter.write_line(f"... and {len(largest) - len(shown)} more (-vv shows all)")
+
+
+def _count(gates: Counter[str]) -> str:
+    """How many tests were gated, by the source of their figures, and how many were not."""
+    sources = [source for source in GATES if source != NOT_MEASURED]
+    parts = " + ".join(f"{gates[source]} {source}" for source in sources)
+    total = sum(gates[source] for source in sources)
+    return f"{total} gated = {parts}, {gates[NOT_MEASURED]} not measured"

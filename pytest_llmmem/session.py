@@ -1,0 +1,138 @@
+"""What the tests of a session share: the options, the GPU of the pytest process, the runner."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmmem.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.devices import Device
+    from llmmem.runner import Runner
+    from pytest_llmmem.options import Options
+
+__all__ = ["SESSION", "Session", "load_simulated_gpu"]
+
+
+class Session:
+    """One session in one process (under xdist, each worker has its own).
+
+    Attributes:
+        options: What was asked for.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._runner: Runner | None = None
+        self._versions: Mapping[str, str | None] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the GPU of this process is a simulated one."""
+        return self.options.device.kind == "sim"
+
+    @property
+    def index(self) -> int | None:
+        """The only GPU to watch, if one was asked for by its index."""
+        return self.options.device.index if self.options.device.kind == "cuda" else None
+
+    def has_gpu(self) -> bool:
+        """Whether a test can allocate on a GPU in this process; imports torch."""
+        if self.simulated:
+            return True
+        if self.options.device.kind == "estimate":
+            return False
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch says about a missing driver
+            return torch.cuda.is_available() and (self.index or 0) < torch.cuda.device_count()
+
+    def has_real_gpu(self) -> bool:
+        """Whether that GPU is a real one; imports torch."""
+        return not self.simulated and self.has_gpu()
+
+    def advice(self) -> str:
+        """What to do where a test needs a GPU in this process and there is none."""
+        if self.options.device.kind == "estimate":
+            return (
+                "an estimate needs a setup (vram.run, vram.estimate): what a test itself allocates "
+                "can only be measured, with --llmmem-device=cuda or sim:rtx4090"
+            )
+        missing = f"no GPU {self.options.device}" if self.index else "no GPU"
+        return f"{missing}: pass --llmmem-device=sim:rtx4090 (or another card) to simulate one"
+
+    def initialise_cuda(self) -> None:
+        """Make the CUDA context of this process now, so that no test is charged with it alone."""
+        import torch
+
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+
+    def capped(self, gpu: Gpu) -> AbstractContextManager[None]:
+        """Run with the memory of that card, if CUDA is in use in this process."""
+        from llmmem.measurement.window import cuda_in_use
+
+        if not cuda_in_use():
+            return nullcontext()
+        from llmmem.measurement.cap import capped
+
+        return capped(gpu, self.index or 0)
+
+    def versions(self) -> Mapping[str, str | None]:
+        """Versions of the libraries and of the driver."""
+        if self._versions is None:
+            from llmmem.measurement.nvml import driver_version
+            from llmmem.versions import library_versions
+
+            self._versions = library_versions() | {"driver": driver_version()}
+        return self._versions
+
+    def runner(self) -> Runner:
+        """What runs setups, made at its first use.
+
+        Raises:
+            UnsupportedError: The device cannot work here.
+        """
+        if self._runner is None:
+            from llmmem.runner import Runner
+
+            self._runner = Runner(self.options.device)
+        return self._runner
+
+    def close(self) -> None:
+        """End the runner."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+
+SESSION = pytest.StashKey[Session]()
+
+
+def load_simulated_gpu(device: Device) -> None:
+    """Put a simulated GPU into this process.
+
+    Raises:
+        pytest.UsageError: It cannot be done here, or not any more.
+    """
+    from llmmem import simgpu
+
+    if "torch" in sys.modules and simgpu.active() is None:
+        raise pytest.UsageError(
+            f"--llmmem-device={device}: torch was imported before the plugin could load the "
+            "simulated GPU; load the plugin first (-p pytest_llmmem.plugin before other -p), and "
+            "import torch in no plugin that is loaded ahead of it"
+        )
+    try:
+        simgpu.activate(device.gpu or "", count=device.count)
+    except UnsupportedError as error:
+        raise pytest.UsageError(f"--llmmem-device={device}: {error}") from error

@@ -1,0 +1,72 @@
+"""What a person is told: a limit that was passed, a run that did not end well."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from llmmem.results import METRICS
+from llmmem.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llmmem.report import Record
+    from pytest_llmmem.marker import Limit
+
+__all__ = ["SIMULATED_VALUES", "over_limit", "run_failed"]
+
+SIMULATED_VALUES = "values are not computed on a simulated GPU"
+
+SHOWN_HOLDERS = 5
+
+
+def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] = ()) -> str:
+    """How far a peak is over the limit, and what it is made of; `record` holds both."""
+    peak = record.peak_bytes or 0
+    return "\n".join(
+        (
+            f"peak {limit.metric} {format_size(peak)} is over the limit of "
+            f"{format_size(limit.bytes)} by {format_size(peak - limit.bytes)}",
+            f"  peak         {_exact(peak)}",
+            f"  limit        {limit}",
+            f"  excess       {_exact(peak - limit.bytes)}",
+            *_account(record, holders),
+        )
+    )
+
+
+def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str, int]] = ()) -> str:
+    """Why a run did not reach its end, and what it had taken by then."""
+    return "\n".join(
+        (
+            f"outcome {record.outcome}: {record.message}",
+            *([f"  limit        {limit}"] if limit else []),
+            *_account(record, holders),
+        )
+    )
+
+
+def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str]:
+    card = f" ({record.gpu})" if record.gpu else ""
+    yield f"  device       {record.device}{card}, {record.source}"
+    if record.setup is not None:
+        yield f"  setup        {record.setup.model} {record.setup.describe()}"
+    yield "  peaks        " + ", ".join(
+        f"{metric} {format_size(record.peaks.get(metric))}" for metric in METRICS
+    )
+    if record.held_before_bytes:
+        yield f"  held before  {format_size(record.held_before_bytes)} allocated"
+    if record.components is not None:
+        yield "  components   " + ", ".join(
+            f"{name} {format_size(size)}" for name, size in asdict(record.components).items()
+        )
+    for position, (what, size) in enumerate(holders[:SHOWN_HOLDERS]):
+        heading = "largest" if position == 0 else ""
+        yield f"  {heading:<12} {format_size(size):>10}  {what}"
+    if record.source == "simulated" and record.setup is None:
+        yield f"  note         {SIMULATED_VALUES}"
+
+
+def _exact(size: int) -> str:
+    return f"{format_size(size)} ({size} B)"

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytest_plugins = ["pytester"]
+
+# Before pytester gives every test a home of its own: the simulated GPU is compiled only once.
+CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the user of this machine has set decides what the tests see."""
+    for name in list(os.environ):
+        if name.startswith(("LLMMEM_", "PYTEST_", "PYTORCH_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", CACHE)
+
+
+@pytest.fixture
+def run_pytest(
+    pytester: pytest.Pytester, clean_environment: None
+) -> Callable[..., pytest.RunResult]:
+    """Runs a test file in a process of its own, warnings being errors."""
+
+    def run(source: str, *arguments: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=source)
+        return pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the GPUs of this machine, if there are any."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def simulated_gpu() -> None:
+    """The test needs a machine where the simulated GPU works."""
+    from llmmem import simgpu
+
+    if problems := simgpu.check():
+        pytest.skip(f"no simulated GPU here: {problems[0]}")
+
+
+@pytest.fixture
+def run_python(clean_environment: None) -> Callable[[str], str]:
+    """Runs a program in a process of its own, and gives what it printed."""
+
+    def run(source: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", source],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
