@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from llmmem.results import Components, Estimate, Peaks, RunResult
     from llmmem.runner import Runner, run
     from llmmem.setups import Setup, load_setup
+
+    __version__: str
 
 __all__ = [
     "Components",
@@ -27,6 +30,7 @@ __all__ = [
     "Runner",
     "Setup",
     "UnsupportedError",
+    "__version__",
     "estimate",
     "load_report",
     "load_setup",
@@ -51,6 +55,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("pytest-llmmem")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"llmmem.{_HOMES[name]}"), name)

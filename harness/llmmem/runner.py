@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,8 @@ class Runner:
     def __init__(self, device: str | Device = "auto") -> None:
         wanted = parse_device(device) if isinstance(device, str) else device
         self.device = resolve_device() if wanted.kind == "auto" else wanted
+        if self.device.kind == "cuda":
+            _check_gpu(self.device)
         self._worker: _Worker | None = None
 
     def __enter__(self) -> Runner:
@@ -139,7 +143,7 @@ class Runner:
             self._worker = _Worker(self.device)
         try:
             reply = self._worker.ask(job)
-        except LlmmemError:
+        except BaseException:
             self.close()
             raise
         if "died" in reply:
@@ -166,8 +170,16 @@ class _Worker:
             stderr=self._log,
             text=True,
             env=_worker_environment(),
+            # A group of its own: it ends with us and not by a Ctrl-C on its own, and together with
+            # the run that it is busy with.
+            process_group=0,
         )
-        ready = self._reply()
+        try:
+            ready = self._reply()
+        except BaseException:
+            self.kill()
+            self.close()
+            raise
         if "refused" in ready:
             self.close()
             raise UnsupportedError(ready["refused"]["message"])
@@ -179,9 +191,13 @@ class _Worker:
             LlmmemError: The worker itself has ended, which no job should bring about.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return self._reply()
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            return self._reply()
+        except BaseException:  # an interrupt: whatever it is busy with, nobody wants it any more
+            self.kill()
+            raise
 
     def last_words(self) -> str:
         """The end of what the worker and its children printed, on one line."""
@@ -191,18 +207,23 @@ class _Worker:
 
     def close(self) -> None:
         """End the process."""
-        with self._process, self._log:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+        # Leaving the process closes its standard input, which ends it, and waits for that.
+        with self._log, suppress(BrokenPipeError), self._process:
+            pass
+
+    def kill(self) -> None:
+        """End the process and the run that it is busy with, at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _reply(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            words = self.last_words()
-            self.close()
-            raise LlmmemError(f"the worker ended with code {code}; last output: {words}")
+            raise LlmmemError(
+                f"the worker ended with code {code}; last output: {self.last_words()}"
+            )
         reply: dict[str, Any] = json.loads(line)
         return reply
 
@@ -233,6 +254,23 @@ def resolve_device() -> Device:
     if not simgpu.check():
         return parse_device("sim")
     return Device("estimate")
+
+
+def _check_gpu(device: Device) -> None:
+    """Raise `UnsupportedError` unless there is such a real GPU and a PyTorch that can use it."""
+    from llmmem.measurement.nvml import gpu_count
+    from llmmem.versions import library_versions
+
+    count = gpu_count()
+    if device.index >= count:
+        raise UnsupportedError(
+            f"no device {str(device)!r}: this machine has {count} real GPUs "
+            "(sim:GPU runs without one)"
+        )
+    if library_versions()["cuda"] is None:
+        raise UnsupportedError(
+            f"no device {str(device)!r}: the installed torch is a build without CUDA"
+        )
 
 
 def _worker_environment() -> dict[str, str]:

@@ -380,8 +380,13 @@ def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
     return Setup.from_mapping(keys | dict(overrides or {}))
 
 
-def _check_parallel(parallel: Mapping[str, Any]) -> None:
+def _check_parallel(parallel: object) -> None:
     accepted = ("strategy", "world_size")
+    if not isinstance(parallel, Mapping):
+        raise InputError(
+            f"invalid parallel {parallel!r}: "
+            'expected none or a table such as {strategy = "fsdp2", world_size = 64}'
+        )
     for key in parallel:
         if key not in accepted:
             raise unknown("key of parallel", key, accepted)
