@@ -1,6 +1,7 @@
 """An encoder: one fine-tuning step of BERT for classification."""
 
 import pytest
+
 from llmmem import Setup
 
 

@@ -1,6 +1,7 @@
 """Does a fine-tuning step of a 1B model fit? Full, LoRA and QLoRA, estimated and run."""
 
 import pytest
+
 from llmmem import Setup
 
 LLAMA = "meta-llama/Llama-3.2-1B"

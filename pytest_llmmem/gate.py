@@ -172,14 +172,14 @@ class Gate:
     def _is_about_values(self) -> bool:
         """Whether the test is not about memory, and has used a GPU that computes no values."""
         is_about_memory = self._marked or self._uses_fixture
-        return self._session.simulated and not is_about_memory and self._has_allocated()
+        return not is_about_memory and self._has_allocated() and self._session.simulated
 
     def _annotate(self, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
         notes = list(self._over)
         if _ran_out_of_memory(error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
-        if not notes and self._session.simulated and self._has_allocated():
+        if not notes and self._has_allocated() and self._session.simulated:
             notes.append(SIMULATED_VALUES)
         for note in notes:
             error.add_note(f"llmmem: {note}")
@@ -217,7 +217,7 @@ class Gate:
         if _ran_out_of_memory(error):
             outcome, message = "oom", str(error).splitlines()[0]
         elif error is not None:
-            message = "the test failed: what it would have taken is not known"
+            message = "the test did not reach its end: what it would have taken is not known"
         return Record(
             device=measurement.device,
             source=measurement.source,

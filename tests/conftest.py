@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,20 @@ def run_python(clean_environment: None) -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def descendants() -> Callable[[int], list[int]]:
+    """Tells the children of a process, and theirs, in the order in which they were started."""
+
+    def children(pid: int) -> list[int]:
+        found: list[int] = []
+        for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):  # it may have ended meanwhile
+                found += map(int, listing.read_text().split())
+        return found
+
+    def all_of(pid: int) -> list[int]:
+        return [found for child in children(pid) for found in (child, *all_of(child))]
+
+    return all_of

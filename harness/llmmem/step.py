@@ -30,6 +30,9 @@ class Observer(Protocol):
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Entered for each phase: ``load``, ``forward``, ``backward`` or ``optimizer``."""
 
+    def step(self) -> AbstractContextManager[None]:
+        """Entered for each step, around its phases."""
+
     def watch(self, model: nn.Module) -> None:
         """Called once, with the built model, before the steps."""
 
@@ -67,10 +70,11 @@ def execute(
             optimizer = create_optimizer(setup, built.trainable) if setup.is_train else None
         observer.watch(built.model)
         for _ in range(setup.steps or 1):
-            if optimizer is None:
-                _forward_step(setup, built, device, observer)
-            else:
-                _train_step(setup, built, optimizer, device, observer)
+            with observer.step():
+                if optimizer is None:
+                    _forward_step(setup, built, device, observer)
+                else:
+                    _train_step(setup, built, optimizer, device, observer)
 
 
 @contextmanager

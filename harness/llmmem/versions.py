@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
+
+from llmmem.simgpu.torch_build import installed_torch
 
 __all__ = ["library_versions"]
 
@@ -24,10 +23,10 @@ def library_versions() -> dict[str, str | None]:
     fill in. No library is imported for it.
     """
     versions = {name: _version(name) for name in _DISTRIBUTIONS}
-    build = _torch_build()
+    torch = installed_torch()
     return versions | {
-        "torch": _assigned(build, "__version__"),
-        "cuda": _assigned(build, "cuda"),
+        "torch": torch.version if torch else None,
+        "cuda": torch.cuda if torch else None,
         "driver": None,
     }
 
@@ -37,17 +36,3 @@ def _version(name: str) -> str | None:
         return version(_DISTRIBUTIONS[name])
     except PackageNotFoundError:
         return None
-
-
-def _torch_build() -> str:
-    """PyTorch's own note of how it was built: its metadata tells neither CUDA nor the variant."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return ""
-    return Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-
-
-def _assigned(source: str, name: str) -> str | None:
-    """The string assigned to a variable in Python source; ``None`` for anything else."""
-    match = re.search(rf"^{name}\b[^=\n]*=\s*'([^']*)'", source, re.MULTILINE)
-    return match[1] if match else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from llmmem import Setup, run
 from llmmem.catalogue.gpus import gpus
 from llmmem.measurement.nvml import gpu_count

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,34 +350,24 @@ def test_a_run_that_does_not_fit_exits_1_with_its_document() -> None:
 
 
 @needs_simulated_gpu
-def test_an_interrupted_run_ends_at_once_and_leaves_nobody_behind() -> None:
+def test_an_interrupted_run_ends_at_once_and_leaves_nobody_behind(
+    descendants: Callable[[int], list[int]],
+) -> None:
     arguments = ["run", LLAMA, "--device=sim", "--steps=100000", "--no-estimate"]
     running = subprocess.Popen(
         [sys.executable, "-m", "llmmem", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
-    wait_until(lambda: len(group(running.pid)) == 3, seconds=60)  # command, worker, the run
-    os.killpg(running.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+    wait_until(lambda: len(descendants(running.pid)) == 2, seconds=60)  # the worker, the run
+    family = descendants(running.pid)
+    running.send_signal(signal.SIGINT)
     stdout, stderr = running.communicate(timeout=10)
 
     assert running.returncode == 130
     assert (stdout, stderr.split()) == ("", ["llmmem:", "interrupted"])
-    wait_until(lambda: not group(running.pid), seconds=5)
-
-
-def group(leader: int) -> list[int]:
-    """The living processes of a process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # After the name in parentheses: state, parent, group.
-            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
-            if state != "Z" and int(of_group) == leader:
-                found.append(int(path.parent.name))
-    return found
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), seconds=5)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> None:

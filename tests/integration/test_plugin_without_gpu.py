@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,3 +84,29 @@ def test_a_report_that_cannot_be_written_fails_the_session(
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["llmmem: cannot write report *taken/out.csv*"])
+
+
+def test_a_simulated_gpu_that_pytest_was_started_with_is_no_real_one(
+    run_pytest: Callable[..., pytest.RunResult],
+    run_python: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated_gpu: None,
+) -> None:
+    program = (
+        "import json; from llmmem import simgpu; "
+        "print(json.dumps(simgpu.activate('t4').environment()))"
+    )
+    for name, value in json.loads(run_python(program)).items():
+        monkeypatch.setenv(name, value)
+    source = """
+        import pytest
+        import torch
+
+        @pytest.mark.max_vram("1GiB")
+        def test_marked():
+            torch.empty(1, device="cuda")
+    """
+    result = run_pytest(source)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["llmmem: 1 gated = 0 measured + 1 simulated *"])
+    run_pytest(source, "--llmmem-require-gpu").assert_outcomes(errors=1)

@@ -53,6 +53,14 @@ with Window() as outer:
     hold(32)
 found["outer"], found["inner"] = figures(outer.measurement), figures(inner.measurement)
 
+with Window() as early:
+    with Window() as part:
+        hold(512)
+        torch.cuda.reset_peak_memory_stats()
+    hold(64)
+found["reset in a part"] = figures(part.measurement)
+found["reset around a part"] = figures(early.measurement)
+
 for name, reset in {
     "torch.cuda": torch.cuda.reset_peak_memory_stats,
     "torch.accelerator": torch.accelerator.reset_peak_memory_stats,
@@ -122,6 +130,8 @@ def test_windows_see_peaks_whatever_else_happens_to_the_counters(found: dict[str
     # A program that resets the counters hides nothing.
     assert found["reset by torch.cuda"]["allocated"] == 512 * MIB
     assert found["reset by torch.accelerator"]["allocated"] == 512 * MIB
+    assert found["reset in a part"]["allocated"] == 512 * MIB
+    assert found["reset around a part"]["allocated"] == 512 * MIB
 
     # Figures are absolute, with what was held before said.
     assert found["holding"]["held"] == 128 * MIB

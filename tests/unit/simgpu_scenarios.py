@@ -91,7 +91,11 @@ def out_of_memory() -> Any:
     except torch.OutOfMemoryError as error:
         message = str(error)
     again = torch.empty(8 * 1024 * MIB, dtype=torch.uint8, device="cuda")
-    return {"message": message, "allocated": torch.cuda.memory_allocated(), "kept": kept.nbytes + again.nbytes}
+    return {
+        "message": message,
+        "allocated": torch.cuda.memory_allocated(),
+        "kept": kept.nbytes + again.nbytes,
+    }
 
 
 @scenario("h100")
@@ -112,7 +116,11 @@ def what_nvml_reports() -> Any:
         pynvml.nvmlDeviceGetMemoryInfo(device, version=pynvml.nvmlMemory_v2),
     )
     refused = []
-    for ask in (pynvml.nvmlDeviceGetMigMode, pynvml.nvmlDeviceGetFanSpeed, pynvml.nvmlDeviceGetPowerUsage):
+    for ask in (
+        pynvml.nvmlDeviceGetMigMode,
+        pynvml.nvmlDeviceGetFanSpeed,
+        pynvml.nvmlDeviceGetPowerUsage,
+    ):
         try:
             ask(device)
         except pynvml.NVMLError as error:
@@ -188,7 +196,12 @@ def two_streams_pinned_memory_and_events() -> Any:
         end.record()
     x.record_stream(torch.cuda.current_stream())
     torch.cuda.synchronize()
-    return [pinned.is_pinned(), torch.empty(1).is_pinned(), start.elapsed_time(end) >= 0, end.query()]
+    return [
+        pinned.is_pinned(),
+        torch.empty(1).is_pinned(),
+        start.elapsed_time(end) >= 0,
+        end.query(),
+    ]
 
 
 @scenario("h100")
@@ -250,7 +263,10 @@ for trace_path in sorted(TRACES.glob("*.json")):
     total = json.loads(trace_path.read_text())["device_total"]
     card = next(name for name in ("t4", "h100") if find_gpu(name).total_bytes == total)
     # The traces were recorded where the whole card was PyTorch's: no context.
-    SCENARIOS[f"replay {trace_path.stem}"] = (f"{card} without context", lambda name=trace_path.stem: replay(name))
+    SCENARIOS[f"replay {trace_path.stem}"] = (
+        f"{card} without context",
+        lambda name=trace_path.stem: replay(name),
+    )
 
 
 # ---- programs --------------------------------------------------------------------------------------
@@ -320,7 +336,9 @@ def bitsandbytes_layers_and_optimizers() -> Any:
     four = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
     four = four.to("cuda")
     four(x).sum().backward()
-    eight = bnb.nn.Linear8bitLt(1024, 1024, bias=False, has_fp16_weights=False, threshold=6.0).to("cuda")
+    eight = bnb.nn.Linear8bitLt(1024, 1024, bias=False, has_fp16_weights=False, threshold=6.0).to(
+        "cuda"
+    )
     product = eight(x.half())
     return {
         "four bit": [str(four.weight.dtype), four.weight.nbytes, four.weight.quant_state.nested],
@@ -337,7 +355,9 @@ def attention_backends() -> Any:
 
     def saved(heads: int, key_heads: int, mask: Any = None) -> int:
         shapes = [(1, h, 1024, 64) for h in (heads, key_heads, key_heads)]
-        q, k, v = (torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes)
+        q, k, v = (
+            torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes
+        )
         before = torch.cuda.memory_allocated()
         out = attention(q, k, v, attn_mask=mask, enable_gqa=heads != key_heads)
         held = torch.cuda.memory_allocated() - before
@@ -353,7 +373,12 @@ def attention_backends() -> Any:
             saved(8, 8)
     except RuntimeError as error:
         refused = str(error)
-    return {"flash": saved(8, 8), "grouped": saved(8, 2), "masked": saved(8, 8, mask), "cudnn": refused}
+    return {
+        "flash": saved(8, 8),
+        "grouped": saved(8, 2),
+        "masked": saved(8, 8, mask),
+        "cudnn": refused,
+    }
 
 
 @scenario("l4")
@@ -407,11 +432,27 @@ def values_from_the_host() -> Any:
     return {
         "sent": sent.tolist(),
         "clone": sent.clone().tolist(),
-        "arithmetic": [(sent + 1).tolist(), (3 - sent).tolist(), (sent * 2).tolist(), (sent // 2).tolist()],
+        "arithmetic": [
+            (sent + 1).tolist(),
+            (3 - sent).tolist(),
+            (sent * 2).tolist(),
+            (sent // 2).tolist(),
+        ],
         "compared": [(sent == 3).tolist(), (sent > 3).tolist(), (mask[:, 2] == 1).tolist()],
-        "reduced": [mask.sum().item(), mask.sum(-1).tolist(), mask.all().item(), mask.any(0).tolist()],
-        "selected": [torch.randn(2, 3, device="cuda")[mask.bool()].shape[0], mask.cumsum(-1).tolist()],
-        "created": [torch.full((2,), 7, device="cuda").tolist(), torch.arange(2, 8, 3, device="cuda").tolist()],
+        "reduced": [
+            mask.sum().item(),
+            mask.sum(-1).tolist(),
+            mask.all().item(),
+            mask.any(0).tolist(),
+        ],
+        "selected": [
+            torch.randn(2, 3, device="cuda")[mask.bool()].shape[0],
+            mask.cumsum(-1).tolist(),
+        ],
+        "created": [
+            torch.full((2,), 7, device="cuda").tolist(),
+            torch.arange(2, 8, 3, device="cuda").tolist(),
+        ],
         "overwritten": overwritten.tolist(),
         "expanded": torch.repeat_interleave(sent, sent).shape[0],
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from llmmem.catalogue.gpus import find_gpu, gpus
 from llmmem.errors import InputError
 
@@ -9,7 +10,21 @@ GIB = 2**30
 
 def test_the_catalogue_has_the_cards_that_are_promised() -> None:
     assert {gpu.name for gpu in gpus()} == set(
-        "t4 v100-32gb a10g a100-40gb a100-80gb l4 l40s h100 h200 b200 rtx3090 rtx4090 rtx5090".split()
+        [
+            "t4",
+            "v100-32gb",
+            "a10g",
+            "a100-40gb",
+            "a100-80gb",
+            "l4",
+            "l40s",
+            "h100",
+            "h200",
+            "b200",
+            "rtx3090",
+            "rtx4090",
+            "rtx5090",
+        ]
     )
 
 

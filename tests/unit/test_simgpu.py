@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.errors import InputError, UnsupportedError

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -38,6 +38,9 @@ class Notes:
         self.on_watch = on_watch
 
     @contextmanager
+    def step(self):
+        return nullcontext()
+
     def phase(self, name):
         self.events.append(name)
         yield

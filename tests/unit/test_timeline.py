@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from llmmem.measurement.attribution import Label, Span
 from llmmem.measurement.timeline import Timeline
-from torch import nn
 
 
 class Clock:

@@ -7,7 +7,7 @@ of sight and with the choices that a GPU brings about. It works with any build o
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -136,6 +136,10 @@ class _TraceObserver:
         finally:
             peaks = self._collect()
             self._phases[name] = _highest(self._phases.get(name, Peaks(0, 0)), peaks)
+
+    def step(self) -> AbstractContextManager[None]:
+        """An estimate has no clock."""
+        return nullcontext()
 
     def watch(self, model: nn.Module) -> None:
         """Name the modules of the model."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLING_PERIOD_S", "NvmlMeter", "driver_version", "gpu_count"]
 
 SAMPLING_PERIOD_S = 0.02
+ATTEMPTS = 3
 
 
 def gpu_count() -> int:
@@ -124,7 +125,7 @@ class NvmlMeter:
         Args:
             reserved: The peak of the allocator's reserved bytes since the reset.
         """
-        self._sample()
+        any(self._sample() for _ in range(ATTEMPTS))
         with self._lock:
             return None if self._beside is None else reserved + self._beside
 
@@ -132,14 +133,15 @@ class NvmlMeter:
         while not self._ended.wait(self._period_s):
             self._sample()
 
-    def _sample(self) -> None:
+    def _sample(self) -> bool:
+        """Take a sample, unless the allocator moves under it: that would mix two moments."""
         before = _reserved(self._device)
         held = self.held()
-        # A sample that the allocator moved under would mix two moments.
         if held is None or _reserved(self._device) != before:
-            return
+            return False
         with self._lock:
             self._beside = max(self._beside or 0, held - before)
+        return True
 
 
 def _handle(device: int) -> Any:

@@ -195,13 +195,7 @@ class _Counters:
         """Open a window; whether it is the only one."""
         self.collect()
         self._windows.append(window)
-        if len(self._windows) > 1:
-            return False
-        if cuda_in_use():
-            from llmmem.measurement.gauges import before_resets
-
-            self._in_use.enter_context(before_resets(self.collect))
-        return True
+        return len(self._windows) == 1
 
     def remove(self, window: Window) -> None:
         """Close a window."""
@@ -232,8 +226,9 @@ class _Counters:
         """The gauges of all GPUs, made and started once CUDA is in use."""
         cuda = _cuda()
         if cuda is not None and not self._gauges:
-            from llmmem.measurement.gauges import Gauge
+            from llmmem.measurement.gauges import Gauge, before_resets
 
+            self._in_use.enter_context(before_resets(self.collect))
             self._gauges = {device: Gauge(device) for device in range(cuda.device_count())}
             for gauge in self._gauges.values():
                 gauge.start()

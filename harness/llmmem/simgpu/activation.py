@@ -13,6 +13,7 @@ from llmmem.catalogue.gpus import Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.loader import Account, load, open_account
+from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
 
 __all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
@@ -70,7 +71,8 @@ class SimulatedGpu:
 
     def process_bytes(self, device: int = 0) -> int:
         """What this process holds on the device, as NVML would report it: context, device memory, and
-        managed memory as far as it is resident."""
+        managed memory as far as it is resident.
+        """
         return self._account.process_bytes(self._checked(device))
 
     def peak_process_bytes(self, device: int = 0) -> int:
@@ -144,6 +146,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     account = load(libraries)
     account.configure(_card(card, count, torch))
     os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    register_shutdown()
     _active = SimulatedGpu(card, count, libraries, account)
     return _active
 
@@ -156,8 +159,11 @@ def _inherited() -> SimulatedGpu | None:
     if card is None or core is None:
         return None
     fields = dict(field.split("=", 1) for field in card.split(";"))
+    register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    return SimulatedGpu(find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core))
+    return SimulatedGpu(
+        find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core)
+    )
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
@@ -173,11 +179,15 @@ def check() -> tuple[Problem, ...]:
     problems = []
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         problems.append(
-            Problem(f"this is {sys.platform} on {platform.machine()}", "use Linux on x86-64 or aarch64")
+            Problem(
+                f"this is {sys.platform} on {platform.machine()}", "use Linux on x86-64 or aarch64"
+            )
         )
     torch = installed_torch()
     if torch is None:
-        problems.append(Problem("PyTorch is not installed", "install a build with CUDA: pip install torch"))
+        problems.append(
+            Problem("PyTorch is not installed", "install a build with CUDA: pip install torch")
+        )
     elif torch.cuda is None:
         problems.append(
             Problem(
@@ -187,7 +197,9 @@ def check() -> tuple[Problem, ...]:
         )
     elif cuda_headers(torch) is None:
         problems.append(
-            Problem("CUDA's headers are not installed", "reinstall torch with its nvidia-* dependencies")
+            Problem(
+                "CUDA's headers are not installed", "reinstall torch with its nvidia-* dependencies"
+            )
         )
     if compiler() is None:
         problems.append(
@@ -199,10 +211,17 @@ def check() -> tuple[Problem, ...]:
 def _too_late() -> tuple[Problem, ...]:
     """What in this process is in the way."""
     if "torch" in sys.modules:
-        return (Problem("torch is imported already", "activate the simulated GPU before torch is imported"),)
+        return (
+            Problem(
+                "torch is imported already", "activate the simulated GPU before torch is imported"
+            ),
+        )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
         return (
-            Problem("CUDA's own runtime is loaded already", "activate the simulated GPU before CUDA is loaded"),
+            Problem(
+                "CUDA's own runtime is loaded already",
+                "activate the simulated GPU before CUDA is loaded",
+            ),
         )
     return ()
 

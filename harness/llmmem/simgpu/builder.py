@@ -104,7 +104,9 @@ def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
     names = {}
     for base, source in LIBRARIES.items():
         fixed = FIXED_NAMES.get(base)
-        for soname in (fixed,) if fixed else sorted(n for n in needed if n.split(".so.")[0] == base):
+        for soname in (
+            (fixed,) if fixed else sorted(n for n in needed if n.split(".so.")[0] == base)
+        ):
             names[soname] = source
     return names
 
@@ -158,14 +160,18 @@ class _Compiler:
             f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}",
             *map(str, arguments),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+        )
         if done.returncode:
             raise UnsupportedError(
                 f"the simulated GPU could not be compiled with {self.command}:\n{done.stderr.strip()}"
             )
 
 
-def _build_into(directory: Path, cc: _Compiler, torch: TorchBuild, readers: tuple[Path, ...]) -> None:
+def _build_into(
+    directory: Path, cc: _Compiler, torch: TorchBuild, readers: tuple[Path, ...]
+) -> None:
     """Build in a temporary directory and move it into place, so that what is there is always whole."""
     sonames = replaced_libraries(torch)
     wanted = {w.library: w for w in wanted_symbols(readers)}
@@ -173,11 +179,19 @@ def _build_into(directory: Path, cc: _Compiler, torch: TorchBuild, readers: tupl
         work = Path(temporary) / "libraries"
         work.mkdir()
         core = work / CORE
-        sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
-        cc.run("-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", "-o", core, *sources, "-ldl")
+        sources = sorted(
+            path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values()
+        )
+        cc.run(
+            "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", "-o", core, *sources, "-ldl"
+        )
         with ThreadPoolExecutor(max_workers=2) as pool:
             objects = dict(
-                zip(sonames, pool.map(lambda item: _object(cc, work, *item), sonames.items()), strict=True)
+                zip(
+                    sonames,
+                    pool.map(lambda item: _object(cc, work, *item), sonames.items()),
+                    strict=True,
+                )
             )
         built = [core]
         for soname, compiled in objects.items():
@@ -211,7 +225,8 @@ def _link(
     answer = _NVML_NOT_SUPPORTED if soname == FIXED_NAMES["libnvidia-ml"] else _SUCCEEDS
     generated = work / f"{soname}.c"
     generated.write_text(
-        "".join(f"long {name}(void) {{ return {answer}; }}\n" for name in sorted(stubs)), encoding="utf-8"
+        "".join(f"long {name}(void) {{ return {answer}; }}\n" for name in sorted(stubs)),
+        encoding="utf-8",
     )
     options = []
     if version_node is not None:
@@ -274,7 +289,9 @@ def _cuda_major(include: Path) -> str | None:
     header = include / "cuda_runtime_api.h"
     if not header.is_file():
         return None
-    found = re.search(r"#define CUDART_VERSION\s+(\d+)", header.read_text(encoding="utf-8", errors="replace"))
+    found = re.search(
+        r"#define CUDART_VERSION\s+(\d+)", header.read_text(encoding="utf-8", errors="replace")
+    )
     return str(int(found[1]) // 1000) if found else None
 
 

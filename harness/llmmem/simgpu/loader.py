@@ -34,7 +34,9 @@ class Account:
         """
         status = self._core.sim_configure(card.encode())
         if status == -1:
-            raise UnsupportedError("this process uses a simulated GPU already: take another process")
+            raise UnsupportedError(
+                "this process uses a simulated GPU already: take another process"
+            )
         if status:
             raise ValueError(f"field {status} of {card!r} is not understood")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -47,7 +47,7 @@ def exported_symbols(path: Path) -> frozenset[str]:
     """The global functions and variables that an object file or shared library defines."""
     with path.open("rb") as file:
         elf = _elf(file)
-        table = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
+        table = _section(elf, ".symtab") or _section(elf, ".dynsym")
         return frozenset(
             symbol.name
             for symbol in table.iter_symbols()
@@ -58,7 +58,7 @@ def exported_symbols(path: Path) -> frozenset[str]:
 def needed_libraries(path: Path) -> tuple[str, ...]:
     """The SONAMEs that a shared library names as its dependencies (DT_NEEDED)."""
     with path.open("rb") as file:
-        dynamic = _elf(file).get_section_by_name(".dynamic")
+        dynamic = _section(_elf(file), ".dynamic")
         if dynamic is None:
             return ()
         return tuple(tag.needed for tag in dynamic.iter_tags("DT_NEEDED"))
@@ -67,21 +67,27 @@ def needed_libraries(path: Path) -> tuple[str, ...]:
 def text_constants(path: Path) -> bytes:
     """The read-only data of a library: where the names are that it looks up at run time."""
     with path.open("rb") as file:
-        section = _elf(file).get_section_by_name(".rodata")
-        return section.data() if section is not None else b""
+        section = _section(_elf(file), ".rodata")
+        data: bytes = section.data() if section is not None else b""
+        return data
 
 
-def _elf(file: object) -> ELFFile:
+def _elf(file: IO[bytes]) -> ELFFile:
     from elftools.elf.elffile import ELFFile
 
     return ELFFile(file)
 
 
+def _section(elf: ELFFile, name: str) -> Any:
+    """A section, whose class pyelftools knows only at run time; None if there is none."""
+    return elf.get_section_by_name(name)
+
+
 def _imports(elf: ELFFile) -> Iterator[tuple[tuple[str, str], str]]:
     """Pairs of (library, version) and symbol, for every versioned undefined symbol."""
-    symbols = elf.get_section_by_name(".dynsym")
-    versions = elf.get_section_by_name(".gnu.version")
-    requirements = elf.get_section_by_name(".gnu.version_r")
+    symbols = _section(elf, ".dynsym")
+    versions = _section(elf, ".gnu.version")
+    requirements = _section(elf, ".gnu.version_r")
     if symbols is None or versions is None or requirements is None:
         return
     origins = {
