@@ -9,23 +9,21 @@ GIB = 2**30
 
 
 def test_the_catalogue_has_the_cards_that_are_promised() -> None:
-    assert {gpu.name for gpu in gpus()} == set(
-        [
-            "t4",
-            "v100-32gb",
-            "a10g",
-            "a100-40gb",
-            "a100-80gb",
-            "l4",
-            "l40s",
-            "h100",
-            "h200",
-            "b200",
-            "rtx3090",
-            "rtx4090",
-            "rtx5090",
-        ]
-    )
+    assert {gpu.name for gpu in gpus()} == {
+        "t4",
+        "v100-32gb",
+        "a10g",
+        "a100-40gb",
+        "a100-80gb",
+        "l4",
+        "l40s",
+        "h100",
+        "h200",
+        "b200",
+        "rtx3090",
+        "rtx4090",
+        "rtx5090",
+    }
 
 
 @pytest.mark.parametrize(

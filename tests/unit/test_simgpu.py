@@ -259,11 +259,13 @@ def test_a_program_ends_cleanly_and_prints_nothing(program: str) -> None:
 def test_a_new_program_can_be_given_the_same_gpus() -> None:
     child = (
         "from llmmem import simgpu; import torch; torch.empty(1, device='cuda'); gpu = simgpu.active(); "
-        "print(gpu.gpu.name, gpu.count, torch.cuda.device_count(), gpu.process_bytes(0), gpu.process_bytes(1))"
+        "print(gpu.gpu.name, gpu.count, torch.cuda.device_count(), "
+        "gpu.process_bytes(0), gpu.process_bytes(1))"
     )
     parent = (
         "import os, subprocess, sys; from llmmem import simgpu; gpu = simgpu.activate('l4', count=2); "
-        f"subprocess.run([sys.executable, '-c', {child!r}], env={{**os.environ, **gpu.environment()}}, check=True)"
+        "environment = {**os.environ, **gpu.environment()}; "
+        f"subprocess.run([sys.executable, '-c', {child!r}], env=environment, check=True)"
     )
     done = run(parent)
     assert done.returncode == 0, done.stderr

@@ -70,8 +70,9 @@ class SimulatedGpu:
         return self.gpu.context_bytes
 
     def process_bytes(self, device: int = 0) -> int:
-        """What this process holds on the device, as NVML would report it: context, device memory, and
-        managed memory as far as it is resident.
+        """What this process holds on the device, in bytes, as NVML would report it.
+
+        That is the context, device memory, and managed memory as far as it is resident.
         """
         return self._account.process_bytes(self._checked(device))
 
@@ -108,7 +109,7 @@ _active: SimulatedGpu | None = None
 
 def active() -> SimulatedGpu | None:
     """The simulated GPUs of this process, or None."""
-    global _active
+    global _active  # noqa: PLW0603 - what is loaded belongs to the process
     if _active is None:
         _active = _inherited()
     return _active
@@ -130,7 +131,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the card; or
             other GPUs are in use.
     """
-    global _active
+    global _active  # noqa: PLW0603 - what is loaded belongs to the process
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     if not 1 <= count <= MOST_DEVICES:
         raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")

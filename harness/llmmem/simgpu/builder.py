@@ -298,7 +298,7 @@ def _cuda_major(include: Path) -> str | None:
 def _key(cc: str, torch: TorchBuild, readers: tuple[Path, ...]) -> str:
     """A name for what the build depends on: sources, compiler, PyTorch, and the libraries it reads."""
     digest = hashlib.sha256()
-    for source in sorted(SOURCES.rglob("*.[ch]")) + [Path(__file__)]:
+    for source in [*sorted(SOURCES.rglob("*.[ch]")), Path(__file__)]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     digest.update(f"{os.path.realpath(cc)}\0{torch.version}\0{_installed('nvidia-ml-py')}".encode())
     for path in readers:

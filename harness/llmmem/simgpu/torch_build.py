@@ -37,8 +37,9 @@ class TorchBuild:
         return tuple(sorted((self.root / "lib").glob("*.so*")))
 
     def architectures(self) -> tuple[str, ...]:
-        """What its kernels were compiled for, such as ``("sm_75", "sm_80", "compute_90")``; empty if
-        that is not to be found.
+        """What its kernels were compiled for, such as ``("sm_75", "sm_80", "compute_90")``.
+
+        Empty if that is not to be found.
         """
         library = self.root / "lib" / "libtorch_python.so"
         if not library.is_file():
@@ -47,8 +48,10 @@ class TorchBuild:
         return tuple(found[0].decode().split()) if found else ()
 
     def runs_on(self, compute_capability: tuple[int, int]) -> bool:
-        """Whether there are kernels that a card can run: machine code of its major version and of no
-        higher minor version, or code for a lower one that the driver compiles (``compute_``).
+        """Whether there are kernels that a card can run.
+
+        That is machine code of its major version and of no higher minor version, or code for a
+        lower one that the driver compiles (``compute_``).
         """
         architectures = self.architectures()
         major, minor = compute_capability
