@@ -37,10 +37,10 @@ class Notes:
         self.losses = []
         self.on_watch = on_watch
 
-    @contextmanager
     def step(self):
         return nullcontext()
 
+    @contextmanager
     def phase(self, name):
         self.events.append(name)
         yield
