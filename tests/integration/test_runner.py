@@ -115,6 +115,15 @@ def _crash_the_run(descendants, before):
 
 
 @needs_simulated_gpu
+def test_no_activation_is_an_outlier_of_llm_int8_in_the_run_as_in_its_estimate(runner):
+    result = runner.run(Setup(model=LLAMA, method="int8-lora", dtype="float16"))
+    assert result.estimate is not None
+    trace = result.estimate.trace
+    assert trace.peaks.allocated == result.peaks.allocated
+    assert trace.peaks.reserved == result.peaks.reserved
+
+
+@needs_simulated_gpu
 def test_what_cannot_be_built_is_unsupported_with_the_reason(runner):
     result = runner.run(Setup(model=LLAMA, quantization="fp8", mode="forward"), estimate=False)
     assert result.outcome == "unsupported"

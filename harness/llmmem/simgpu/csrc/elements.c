@@ -5,6 +5,24 @@
 static sim_value integer(int64_t i) { return (sim_value){true, false, i, (double)i}; }
 static sim_value real(double d) { return (sim_value){true, true, (int64_t)d, d}; }
 
+/* The upper half of a float. */
+static float from_bfloat16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+/* IEEE 754 binary16: 1 bit of sign, 5 of exponent (bias 15, against 127 of a float), 10 of mantissa. */
+static float from_half(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits >> 15) << 31, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float)mantissa / 16777216.0f; /* 2^24 */
+    uint32_t wide = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
 sim_value sim_load(sim_type type, const void *bytes) {
     switch (type) {
         case SIM_BOOL: return integer(*(const unsigned char *)bytes != 0);
@@ -15,6 +33,8 @@ sim_value sim_load(sim_type type, const void *bytes) {
         case SIM_INT64: return integer(*(const int64_t *)bytes);
         case SIM_FLOAT: return real(*(const float *)bytes);
         case SIM_DOUBLE: return real(*(const double *)bytes);
+        case SIM_HALF: return real(from_half(*(const uint16_t *)bytes));
+        case SIM_BFLOAT16: return real(from_bfloat16(*(const uint16_t *)bytes));
         default: return (sim_value){0};
     }
 }
