@@ -1,4 +1,4 @@
-"""Programs for the simulated GPU, each run in a process of its own; the tests look at what they return.
+"""Programs for the simulated GPU, each in a process of its own; tests look at what they return.
 
 Run as a script: imports once, forks for every scenario, and prints one JSON document.
 """
@@ -33,7 +33,7 @@ def scenario(gpu: str, name: str | None = None) -> Callable[[Callable[[], Any]],
     return register
 
 
-# ---- accounting ------------------------------------------------------------------------------------
+# ---- accounting ---------------------------------------------------------------------------------
 
 
 @scenario("h100")
@@ -231,7 +231,7 @@ def memory_history() -> Any:
 
 
 def replay(name: str) -> Any:
-    """Run a recorded trace through PyTorch's allocator; the first operation where it differs, or None."""
+    """Run a recorded trace through PyTorch's allocator: where it first differs, or None."""
     import torch
 
     trace = json.loads((TRACES / f"{name}.json").read_text())
@@ -269,7 +269,7 @@ for trace_path in sorted(TRACES.glob("*.json")):
     )
 
 
-# ---- programs --------------------------------------------------------------------------------------
+# ---- programs -----------------------------------------------------------------------------------
 
 
 def tiny_llama() -> Any:
@@ -416,7 +416,7 @@ def convolutions() -> Any:
     return {"gradient": list(x.grad.shape), "recurrent": refused}
 
 
-# ---- what a program reads back ----------------------------------------------------------------------
+# ---- what a program reads back ------------------------------------------------------------------
 
 
 @scenario("h100")
@@ -459,6 +459,22 @@ def values_from_the_host() -> Any:
 
 
 @scenario("h100")
+def values_beside_what_is_written() -> Any:
+    """Kernels that are not understood leave alone what they do not write to."""
+    import torch
+
+    numbers = torch.randn(2000, device="cuda")
+    answers = torch.empty(2000, dtype=torch.bool, device="cuda")
+    beside = torch.ones(2, dtype=torch.long, device="cuda")
+    ids = torch.tensor([[3, 5]]).cuda()
+    torch.isneginf(numbers, out=answers)
+    torch.cat([ids, ids])
+    torch.nn.functional.embedding(ids, torch.randn(10, 8, device="cuda"))
+    torch.sort(ids)
+    return [beside.data_ptr() - answers.data_ptr(), beside.tolist(), ids.tolist()]
+
+
+@scenario("h100")
 def checks_on_what_was_computed() -> Any:
     import torch
 
@@ -497,7 +513,13 @@ def generation() -> Any:
     ids = torch.randint(3, 1000, (2, 16)).to("cuda")
     return [
         model.generate(ids, max_new_tokens=10, **how).shape[1]
-        for how in ({}, {"do_sample": True, "top_k": 5, "top_p": 0.9}, {"repetition_penalty": 1.2})
+        for how in (
+            {},
+            {"do_sample": True, "top_k": 5, "top_p": 0.9},
+            {"repetition_penalty": 1.2},
+            {"no_repeat_ngram_size": 3},
+            {"min_new_tokens": 3},
+        )
     ]
 
 
@@ -518,7 +540,7 @@ def gradient_scaling() -> Any:
     return [len(optimizer.state), scaler.get_scale()]
 
 
-# ---- several devices ---------------------------------------------------------------------------------
+# ---- several devices ----------------------------------------------------------------------------
 
 
 @scenario("h100 x2")
@@ -533,7 +555,7 @@ def a_second_device() -> Any:
     return [torch.cuda.device_count(), before, gpu.process_bytes(1), gpu.process_bytes(0)]
 
 
-# ---- running them ------------------------------------------------------------------------------------
+# ---- running them -------------------------------------------------------------------------------
 
 
 def activate(description: str) -> None:

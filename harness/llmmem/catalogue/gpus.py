@@ -15,11 +15,12 @@ __all__ = ["Gpu", "find_gpu", "gpus"]
 _KIB = 1024
 _MIB = 1024 * _KIB
 
-# What a process holds beside PyTorch's memory. The bare context grows with the number of SMs: a straight
-# line through four measured cards (RTX 4060 Ti 107 MiB at 34 SMs, RTX 3090 256 at 82, RTX 6000 Ada 426 at
-# 142, RTX PRO 6000 555 at 188). Kernels loaded at first use and library handles come on top: 64 MiB brings
-# the sum within 101 MiB of what out-of-memory messages show for six cards ("this process has ... in use",
-# less what PyTorch reserved): T4 140 MiB, RTX A4000 210, A100 500, RTX 4090 503, L40 507, RTX 5090 595.
+# What a process holds beside PyTorch's memory. The bare context grows with the number of SMs: a
+# straight line through four measured cards (RTX 4060 Ti 107 MiB at 34 SMs, RTX 3090 256 at 82,
+# RTX 6000 Ada 426 at 142, RTX PRO 6000 555 at 188). Kernels loaded at first use and library handles
+# come on top: 64 MiB brings the sum within 101 MiB of what out-of-memory messages show for six cards
+# ("this process has ... in use", less what PyTorch reserved): T4 140 MiB, RTX A4000 210, A100 500,
+# RTX 4090 503, L40 507, RTX 5090 595.
 _CONTEXT_MIB_PER_SM = 3.1
 _LIBRARIES_MIB = 64
 _CONTEXT_SOURCE = (
@@ -67,7 +68,8 @@ class Gpu:
         blocks_per_sm: Resident blocks of one SM.
         l2_bytes: L2 cache.
         memory_bus_bits: Width of the memory bus in bits.
-        context_bytes: CUDA context of one process: driver, kernels loaded at first use, library handles.
+        context_bytes: CUDA context of one process: driver, kernels loaded at first use, library
+            handles.
         context_source: Where ``context_bytes`` comes from, and how far off it may be.
     """
 

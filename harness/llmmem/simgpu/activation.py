@@ -22,8 +22,8 @@ MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
 MACHINES = ("x86_64", "aarch64")
 
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans of
-#: cuDNN have workspaces that only cuDNN knows.
+#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
+#: of cuDNN have workspaces that only cuDNN knows.
 ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
@@ -85,7 +85,7 @@ class SimulatedGpu:
         self._account.reset_peak(self._checked(device))
 
     def environment(self) -> dict[str, str]:
-        """Environment variables with which a new program has these GPUs, its own account of them at zero.
+        """Environment variables with which a new program has these GPUs, with an account of its own.
 
         A forked child needs none: it has the GPUs already.
         """
@@ -104,23 +104,29 @@ class SimulatedGpu:
         return device
 
 
-_active: SimulatedGpu | None = None
+@dataclass
+class _Process:
+    """What this process has: libraries, once loaded, stay."""
+
+    gpu: SimulatedGpu | None = None
+
+
+_process = _Process()
 
 
 def active() -> SimulatedGpu | None:
     """The simulated GPUs of this process, or None."""
-    global _active  # noqa: PLW0603 - what is loaded belongs to the process
-    if _active is None:
-        _active = _inherited()
-    return _active
+    if _process.gpu is None:
+        _process.gpu = _inherited()
+    return _process.gpu
 
 
 def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
-    """Give this process simulated GPUs. Must come before torch is imported; lasts until the process ends.
+    """Give this process simulated GPUs, until it ends. Must come before torch is imported.
 
-    The libraries are compiled at the first call on a machine and then cached in ``$XDG_CACHE_HOME/llmmem``.
-    Asking for the same GPUs again returns them. Other ones can be had until a device is first used: a
-    server imports torch and forks, and each child chooses its own.
+    The libraries are compiled at the first call on a machine and then cached in
+    ``$XDG_CACHE_HOME/llmmem``. Asking for the same GPUs again returns them. Other ones can be had
+    until a device is first used: a server imports torch and forks, and each child chooses its own.
 
     Args:
         gpu: A card of the catalogue, or its name.
@@ -128,10 +134,9 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
 
     Raises:
         InputError: No such card, or another count.
-        UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the card; or
-            other GPUs are in use.
+        UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
+            card; or other GPUs are in use.
     """
-    global _active  # noqa: PLW0603 - what is loaded belongs to the process
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     if not 1 <= count <= MOST_DEVICES:
         raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
@@ -148,8 +153,8 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     account.configure(_card(card, count, torch))
     os.environ.setdefault(ATTENTION_VARIABLE, "1")
     register_shutdown()
-    _active = SimulatedGpu(card, count, libraries, account)
-    return _active
+    _process.gpu = SimulatedGpu(card, count, libraries, account)
+    return _process.gpu
 
 
 def _inherited() -> SimulatedGpu | None:
@@ -170,13 +175,14 @@ def _inherited() -> SimulatedGpu | None:
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
     major, minor = gpu.compute_capability
     return (
-        f"PyTorch {torch.version} has no kernels for the {gpu.title} (compute capability {major}.{minor}): "
-        f"it was built for {', '.join(torch.architectures())}; install a build that covers it"
+        f"PyTorch {torch.version} has no kernels for the {gpu.title} (compute capability "
+        f"{major}.{minor}): it was built for {', '.join(torch.architectures())}; "
+        "install a build that covers it"
     )
 
 
 def check() -> tuple[Problem, ...]:
-    """What keeps the simulated GPU from running on this machine; nothing is imported or compiled."""
+    """What keeps the simulated GPU from running here; nothing is imported or compiled."""
     problems = []
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         problems.append(
@@ -269,7 +275,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
 
 
 def _library_version(library: str, cuda_major: int) -> int:
-    """The version of an installed CUDA library as that library itself numbers it: 9.24.0 is 92400."""
+    """The version of an installed CUDA library, as it numbers itself: 9.24.0 is 92400."""
     for name in (f"nvidia-{library}-cu{cuda_major}", f"nvidia-{library}"):
         try:
             major, minor, patch = (int(part) for part in version(name).split(".")[:3])

@@ -78,14 +78,14 @@ class BuiltLibraries:
 
 
 def compiler() -> str | None:
-    """The C compiler to use: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
+    """The C compiler: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
     chosen = os.environ.get("CC")
     candidates = (chosen.split()[0],) if chosen and chosen.strip() else ("cc", "gcc", "clang")
     return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def cuda_headers(torch: TorchBuild) -> Path | None:
-    """The directory of ``cuda_runtime_api.h`` among the installed wheels, of torch's own CUDA major."""
+    """The directory of ``cuda_runtime_api.h`` among the installed wheels, of torch's CUDA major."""
     major = (torch.cuda or "").split(".")[0]
     candidates = (
         torch.site_packages / "nvidia" / f"cu{major}" / "include",
@@ -112,14 +112,14 @@ def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
 
 
 def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
-    """The libraries for the installed PyTorch, compiled at the first call and then taken from the cache.
+    """The libraries for the installed PyTorch, compiled at the first call and cached.
 
     Args:
         torch: The PyTorch that is to run on them; a build with CUDA.
         cache: Directory for compiled libraries; made if it is not there.
 
     Raises:
-        UnsupportedError: No compiler, no CUDA headers, or the compiler failed (its output is shown).
+        UnsupportedError: No compiler, no CUDA headers, or the compiler failed (with its output).
     """
     from filelock import FileLock
 
@@ -132,8 +132,8 @@ def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
         )
     if headers is None:
         raise UnsupportedError(
-            "the simulated GPU needs CUDA's headers at first use: install the wheel of the CUDA runtime "
-            "that PyTorch depends on (nvidia-cuda-runtime)"
+            "the simulated GPU needs CUDA's headers at first use: install the wheel of the CUDA "
+            "runtime that PyTorch depends on (nvidia-cuda-runtime)"
         )
     readers = _readers(torch)
     directory = cache / _key(cc, torch, readers)
@@ -165,14 +165,15 @@ class _Compiler:
         )
         if done.returncode:
             raise UnsupportedError(
-                f"the simulated GPU could not be compiled with {self.command}:\n{done.stderr.strip()}"
+                f"the simulated GPU could not be compiled with {self.command}:\n"
+                f"{done.stderr.strip()}"
             )
 
 
 def _build_into(
     directory: Path, cc: _Compiler, torch: TorchBuild, readers: tuple[Path, ...]
 ) -> None:
-    """Build in a temporary directory and move it into place, so that what is there is always whole."""
+    """Build in a temporary directory and move it into place: what is there is always whole."""
     sonames = replaced_libraries(torch)
     wanted = {w.library: w for w in wanted_symbols(readers)}
     with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
@@ -221,7 +222,7 @@ def _link(
     version_node: str | None,
     before: list[Path],
 ) -> Path:
-    """One library: the object, the generated functions, and a version script where imports are versioned."""
+    """One library: the object, the generated functions, and symbol versions where imports have them."""
     answer = _NVML_NOT_SUPPORTED if soname == FIXED_NAMES["libnvidia-ml"] else _SUCCEEDS
     generated = work / f"{soname}.c"
     generated.write_text(
@@ -296,7 +297,7 @@ def _cuda_major(include: Path) -> str | None:
 
 
 def _key(cc: str, torch: TorchBuild, readers: tuple[Path, ...]) -> str:
-    """A name for what the build depends on: sources, compiler, PyTorch, and the libraries it reads."""
+    """A name for what the build depends on: sources, compiler, PyTorch, the libraries it reads."""
     digest = hashlib.sha256()
     for source in [*sorted(SOURCES.rglob("*.[ch]")), Path(__file__)]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

@@ -1,4 +1,4 @@
-"""Load the libraries of the simulated GPU into this process, and speak to the one that holds the account."""
+"""Load the libraries of the simulated GPU, and speak to the one that holds the account."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Account:
 
 
 def load(libraries: BuiltLibraries) -> Account:
-    """Load all of them under CUDA's names, so that whatever is loaded next finds them and not CUDA's."""
+    """Load all of them under CUDA's names: what is loaded next finds them and not CUDA's."""
     for path in libraries.paths:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     return open_account(libraries.core)

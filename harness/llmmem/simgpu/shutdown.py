@@ -1,9 +1,10 @@
 """A clean end of the interpreter after a backward pass.
 
-PyTorch's autograd threads drop their last Python objects after the main thread has gone on. A program
-that ends right after a backward pass can be faster than they are: the interpreter then ends a thread
-that asks for its lock, in the middle of a C++ destructor, and the process aborts ("terminate called
-without an active exception"). On a simulated GPU there is no work to wait for, so this happens often.
+PyTorch's autograd threads drop their last Python objects after the main thread has gone on. A
+program that ends right after a backward pass can be faster than they are: the interpreter then ends
+a thread that asks for its lock, in the middle of a C++ destructor, and the process aborts
+("terminate called without an active exception"). On a simulated GPU there is no work to wait for, so
+this happens often.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def register() -> None:
 
 
 def let_autograd_finish() -> None:
-    """Wait, without the interpreter's lock, until autograd's threads have been asleep for a moment."""
+    """Wait, without the interpreter's lock, until autograd's threads are asleep for a moment."""
     threads = _autograd_threads()
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     calm = 0

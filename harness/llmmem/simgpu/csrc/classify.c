@@ -108,6 +108,8 @@ static void classify_elementwise(const char *name, sim_effect *e) {
     size_t expected = e->operation == SIM_FILL ? 0 : unary ? 1 : 2;
     if (e->form == SIM_STRIDED) e->inputs = expected;
     if (e->inputs != expected) e->operation = SIM_FORGET;
+    /* Of an unknown functor the name does not tell what it returns; no element is smaller than this. */
+    if (e->operation == SIM_FORGET) e->output = SIM_UINT8;
 }
 
 static void classify_reduction(const char *name, sim_effect *e) {
@@ -119,8 +121,10 @@ static void classify_reduction(const char *name, sim_effect *e) {
     e->input = input ? sim_read_type(input, &end) : SIM_OTHER_TYPE;
     e->output = SIM_OTHER_TYPE;
     for (const char *at = strstr(name, "EEj"); at; at = strstr(at + 1, "EEj")) e->output = sim_read_type(at + 3, &end);
-    /* what the partial results are kept in decides where the structure's fields lie */
-    e->inputs = p ? sim_type_size(sim_read_type(p, &end)) : 0;
+    /* What the partial results are kept in, which decides where the structure's fields lie: the first
+     * parameter of the closure, or the argument of a functor with a name. */
+    const char *closure = p ? after(p, "EUl") : NULL;
+    e->inputs = p ? sim_type_size(sim_read_type(closure ? closure : p, &end)) : 0;
     if (!sim_type_size(e->input) || !sim_type_size(e->output) || !e->inputs) e->operation = SIM_FORGET;
 }
 

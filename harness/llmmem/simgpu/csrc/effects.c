@@ -332,9 +332,12 @@ static void run_running_sum(const sim_effect *e, void **arguments) {
         running_sum(e->input, first, second, 1, *(uint32_t *)arguments[6]);
 }
 
-/* CUB's first pass of nonzero: (iterator that begins with the pointer, int *count, int elements) */
+/* CUB's first pass of nonzero: (iterator {pointer, functor} or {functor, pointer}, int *count,
+ * int elements) */
 static void count_nonzero(const sim_effect *e, void **arguments) {
-    uintptr_t source = *(uintptr_t *)arguments[0], target = *(uintptr_t *)arguments[1];
+    const uintptr_t *iterator = arguments[0];
+    uintptr_t source = iterator[sim_is_device_address(iterator[0]) ? 0 : 1];
+    uintptr_t target = *(uintptr_t *)arguments[1];
     size_t n = (size_t) * (int *)arguments[2], size = sim_type_size(e->input);
     uint64_t constant = 0;
     int counted = 0;
@@ -400,14 +403,19 @@ static void forget_structure(const sim_effect *e, void **arguments, size_t which
     }
 }
 
-/* PyTorch's closures and parameter structures begin with what is written; a reduction's pointers are
- * first its input, then outputs and buffers. */
+/* A kernel with pointers that are not to const writes there, and what structures it takes besides tell
+ * it what to read. The closures and structures of others begin with what is written; a reduction's
+ * pointers are first its input, then outputs and buffers. */
 static void run_opaque(const sim_effect *e, void **arguments) {
     size_t from = e->form == SIM_REDUCTION ? 1 : 0, to = e->form == SIM_STRIDED ? 1 : SIZE_MAX;
+    bool has_pointer = false;
     for (size_t i = 0; i < e->parameter_count; i++) {
-        if (e->parameters[i] == SIM_POINTER) sim_written(*(uintptr_t *)arguments[i]);
-        if (e->parameters[i] == SIM_STRUCT) forget_structure(e, arguments, i, from, to);
+        if (e->parameters[i] != SIM_POINTER) continue;
+        sim_written(*(uintptr_t *)arguments[i]);
+        has_pointer = true;
     }
+    for (size_t i = 0; !has_pointer && i < e->parameter_count; i++)
+        if (e->parameters[i] == SIM_STRUCT) forget_structure(e, arguments, i, from, to);
 }
 
 void sim_written(uintptr_t address) {

@@ -105,12 +105,22 @@ static const char *skip_type(const char *p, sim_parameter *kind) {
     return NULL;
 }
 
+/* A structure over constant elements (TensorInfo<const float, int>: "...IKf...") is only read. */
+static bool is_over_constants(const char *from, const char *to) {
+    for (const char *p = from; p + 1 < to; p++)
+        if (p[0] == 'I' && p[1] == 'K') return true;
+    return false;
+}
+
 static size_t read_list(const char *p, sim_parameter *parameters, size_t most) {
     size_t count = 0;
     if (*p == 'v') p++; /* what a template returns */
     while (p && *p) {
         if (count == most) return 0;
-        p = skip_type(p, &parameters[count++]);
+        const char *from = p;
+        p = skip_type(p, &parameters[count]);
+        if (p && parameters[count] == SIM_STRUCT && is_over_constants(from, p)) parameters[count] = SIM_CONST_POINTER;
+        count++;
     }
     return p ? count : 0;
 }

@@ -27,10 +27,10 @@ size_t sim_type_size(sim_type type);
 sim_type sim_read_type(const char *text, const char **end);
 
 typedef enum {
-    SIM_VALUE,        /* a number */
-    SIM_POINTER,      /* to what the kernel may write */
-    SIM_CONST_POINTER,
-    SIM_STRUCT,       /* may hold pointers */
+    SIM_VALUE,         /* a number */
+    SIM_POINTER,       /* to what the kernel may write */
+    SIM_CONST_POINTER, /* or a structure over constant elements: only read */
+    SIM_STRUCT,        /* may hold pointers */
 } sim_parameter;
 
 /* The kinds of a kernel's parameters. Returns their number, 0 if the name does not tell. */
