@@ -435,10 +435,11 @@ def _unreadable(model: str, local: bool, error: Exception) -> InputError:
     if local:
         return InputError(f"cannot read the config of {model!r}: {_one_line(error)}")
     near = nearest_models(model)
+    reason = _one_line(error).split(". ")[0]  # what follows is advice on the hub's own settings
     hint = f"; near it in the catalogue: {', '.join(near)}" if near else ""
     return InputError(
         f"unknown model {model!r}{hint} (`llmmem models` lists the catalogue, whose models need "
-        f"no network; a directory and a config.json are taken too; the hub: {_one_line(error)})"
+        f"no network; a directory and a config.json are taken too; the hub: {reason})"
     )
 
 

@@ -54,6 +54,11 @@ class Peaks:
         value: int | None = getattr(self, metric)
         return value
 
+    def highest(self, other: Peaks) -> Peaks:
+        """The larger of each metric; not known where one of the two is not."""
+        pairs = ((self.get(metric), other.get(metric)) for metric in METRICS)
+        return Peaks(*(None if a is None or b is None else max(a, b) for a, b in pairs))
+
     def to_dict(self) -> dict[str, int | None]:
         """The peaks under the names that every JSON document of llmmem uses, in bytes."""
         return {f"peak_{metric}_bytes": self.get(metric) for metric in METRICS}

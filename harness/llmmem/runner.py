@@ -86,13 +86,13 @@ class Runner:
             raise UnsupportedError(
                 "device 'estimate' runs nothing: choose cuda or sim, or estimate"
             )
-        estimated = self._estimate_beside(setup, timeout) if estimate else None
+        estimated, notes = self._estimate_beside(setup, timeout) if estimate else (None, ())
         reply = self._ask({"action": "run", "setup": setup.to_dict(), "timeout": timeout})
         if "result" in reply:
             result = RunResult.from_dict(reply["result"])
         else:
             result = self._failed(setup, reply)
-        return replace(result, estimate=estimated)
+        return replace(result, estimate=estimated, notes=result.notes + notes)
 
     def estimate(
         self, setup: Setup, gpu: str | None = None, *, timeout: float | None = DEFAULT_TIMEOUT
@@ -101,7 +101,8 @@ class Runner:
 
         Args:
             setup: What to estimate.
-            gpu: The card of the GPU catalogue to assume; by default the runner's.
+            gpu: The card of the GPU catalogue to assume; by default the runner's, else the one in
+                this machine, else h100.
             timeout: Seconds after which to give up.
 
         Raises:
@@ -121,11 +122,14 @@ class Runner:
             self._worker.close()
             self._worker = None
 
-    def _estimate_beside(self, setup: Setup, timeout: float | None) -> Estimate | None:
+    def _estimate_beside(
+        self, setup: Setup, timeout: float | None
+    ) -> tuple[Estimate | None, tuple[str, ...]]:
+        """The estimate; or none, and a note of why: a run without its estimate is still a run."""
         try:
-            return self.estimate(setup, timeout=timeout)
-        except UnsupportedError:
-            return None  # a run without its estimate is still a run
+            return self.estimate(setup, timeout=timeout), ()
+        except UnsupportedError as error:
+            return None, (str(error),)
 
     def _failed(self, setup: Setup, reply: Mapping[str, Any]) -> RunResult:
         outcome: Outcome

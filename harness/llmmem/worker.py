@@ -99,7 +99,7 @@ def _in_child(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
         os.waitpid(child, 0)
         return {"timeout": job["timeout"]}
     _, status = os.waitpid(child, 0)
-    if answer:
+    if status == 0 and answer:  # a child that was killed may have written half of it
         reply: dict[str, Any] = json.loads(answer)
         return reply
     return {"died": _how_it_died(status)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmmem import Setup, run
-from llmmem.catalogue.gpus import gpus
+from llmmem.catalogue.gpus import find_title
 from llmmem.measurement.nvml import gpu_count
 
 pytestmark = pytest.mark.skipif(gpu_count() == 0, reason="no real GPU")
@@ -35,7 +35,7 @@ def test_a_measured_peak_is_the_same_on_every_run_and_adds_up(setup):
 @pytest.mark.parametrize("setup", SETUPS, ids=Setup.describe)
 def test_the_simulated_card_asks_for_what_the_real_one_does(setup):
     measured = run(setup, "cuda", estimate=False)
-    card = next((gpu for gpu in gpus() if measured.gpu and gpu.title in measured.gpu), None)
+    card = find_title(measured.gpu or "")
     if card is None:
         pytest.skip(f"{measured.gpu} is not in the GPU catalogue")
     simulated = run(setup, f"sim:{card.name}", estimate=False)

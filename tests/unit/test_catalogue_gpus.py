@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmem.catalogue.gpus import find_gpu, gpus
+from llmmem.catalogue.gpus import find_gpu, find_title, gpus
 from llmmem.errors import InputError
 
 GIB = 2**30
@@ -63,3 +63,11 @@ def test_names_are_found_in_any_case_and_the_nearest_is_named() -> None:
     assert find_gpu("RTX4090").compute_capability == (8, 9)
     with pytest.raises(InputError, match="unknown GPU 'rtx4080'; did you mean 'rtx4090'"):
         find_gpu("rtx4080")
+
+
+def test_a_card_is_known_by_the_whole_title_that_its_driver_gives() -> None:
+    for gpu in gpus():
+        assert find_title(gpu.title) == gpu
+        assert find_title(f"{gpu.title} (simulated)") == gpu
+    assert find_title("NVIDIA H100 PCIe") is None
+    assert find_title("NVIDIA L4000") is None

@@ -269,3 +269,17 @@ def test_a_trace_equals_the_run_on_the_simulated_gpu(
     assert [(p.phase, p.peaks.allocated, p.peaks.reserved) for p in found.phases] == [
         (p.phase, p.peaks.allocated, p.peaks.reserved) for p in run.phases
     ]
+
+
+def test_an_estimate_assumes_the_card_that_is_in_the_machine(
+    simulated_gpu: None, run_python: Callable[[str], str]
+) -> None:
+    assert (
+        run_python(
+            "from llmmem import simgpu\n"
+            "simgpu.activate('l4')\n"
+            "from llmmem import Setup, estimate\n"
+            f"print(estimate(Setup(model={PYTHIA!r}, seq_len=128)).gpu)"
+        )
+        == "l4\n"
+    )

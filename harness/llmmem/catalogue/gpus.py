@@ -10,7 +10,10 @@ from typing import Any
 
 from llmmem.errors import unknown
 
-__all__ = ["Gpu", "find_gpu", "gpus"]
+__all__ = ["SIMULATED", "Gpu", "find_gpu", "find_title", "gpus"]
+
+# What stands behind the title of a simulated card, so that nobody takes it for a real one.
+SIMULATED = " (simulated)"
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -104,6 +107,12 @@ def find_gpu(name: str) -> Gpu:
     if found is None:
         raise unknown("GPU", name, _catalogue())
     return found
+
+
+def find_title(title: str) -> Gpu | None:
+    """The card that a driver calls by this title, simulated or not; None if it is no known one."""
+    real = title.removesuffix(SIMULATED)
+    return next((gpu for gpu in gpus() if gpu.title == real), None)
 
 
 @cache

@@ -20,7 +20,8 @@ def estimate(setup: Setup, gpu: str | None = None) -> Estimate:
 
     Args:
         setup: What to estimate.
-        gpu: Name of the card whose kernels, workspaces and memory are assumed (default: h100).
+        gpu: Name of the card whose kernels, workspaces and memory are assumed (default: the
+            one in this machine if the catalogue has it, else h100).
 
     Raises:
         InputError: The setup names something that does not exist, or there is no such card.
@@ -30,7 +31,7 @@ def estimate(setup: Setup, gpu: str | None = None) -> Estimate:
     from llmmem.results import Estimate
     from llmmem.versions import library_versions
 
-    card = find_gpu(gpu or DEFAULT_GPU)
+    card = find_gpu(gpu or _present() or DEFAULT_GPU)
     return Estimate(
         setup=setup,
         gpu=card.name,
@@ -38,6 +39,16 @@ def estimate(setup: Setup, gpu: str | None = None) -> Estimate:
         trace=trace(setup, card),
         versions=library_versions(),
     )
+
+
+def _present() -> str | None:
+    """The card of the catalogue that all GPUs of this machine are, if they are one."""
+    from llmmem.catalogue.gpus import find_title
+    from llmmem.measurement.nvml import gpu_names
+
+    names = set(gpu_names())
+    card = find_title(names.pop()) if len(names) == 1 else None
+    return card.name if card is not None else None
 
 
 def _rules(setup: Setup) -> Rules:

@@ -109,6 +109,7 @@ def _uses_bitsandbytes(setup: Setup) -> bool:
 def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
     assumed = [
         f"kernels and workspaces of {gpu.title}",
+        "operators as in PyTorch 2.14",
         "attention: flash, memory-efficient or math by PyTorch's rules; cuDNN attention off",
     ]
     if setup.quantization == "int8":
@@ -135,7 +136,7 @@ class _TraceObserver:
                 yield
         finally:
             peaks = self._collect()
-            self._phases[name] = _highest(self._phases.get(name, Peaks(0, 0)), peaks)
+            self._phases[name] = self._phases.get(name, peaks).highest(peaks)
 
     def step(self) -> AbstractContextManager[None]:
         """An estimate has no clock."""
@@ -179,15 +180,8 @@ class _TraceObserver:
         allocator = self.tracer.allocator
         peaks = Peaks(allocator.peak_allocated, allocator.peak_reserved)
         allocator.reset_peaks()
-        self._total = _highest(self._total, peaks)
+        self._total = self._total.highest(peaks)
         return peaks
-
-
-def _highest(first: Peaks, second: Peaks) -> Peaks:
-    return Peaks(
-        max(first.allocated or 0, second.allocated or 0),
-        max(first.reserved or 0, second.reserved or 0),
-    )
 
 
 def _with_context(peaks: Peaks, gpu: Gpu) -> Peaks:

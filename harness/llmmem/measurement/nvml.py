@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["SAMPLING_PERIOD_S", "NvmlMeter", "driver_version", "gpu_count"]
+__all__ = ["SAMPLING_PERIOD_S", "NvmlMeter", "driver_version", "gpu_count", "gpu_names"]
 
 SAMPLING_PERIOD_S = 0.02
 ATTEMPTS = 3
@@ -47,6 +47,21 @@ def gpu_count() -> int:
             break
         usable += 1
     return min(usable, count)
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The names of all GPUs of this machine, as the driver gives them; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def driver_version() -> str | None:

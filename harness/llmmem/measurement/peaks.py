@@ -5,12 +5,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llmmem.results import Peaks
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmmem.measurement.gauges import Gauge
+    from llmmem.results import Peaks
 
 __all__ = ["PhasePeaks"]
 
@@ -25,7 +24,7 @@ class PhasePeaks:
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
         self._phases: dict[str, Peaks] = {}
-        self._total = Peaks()
+        self._total: Peaks | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -34,7 +33,8 @@ class PhasePeaks:
         try:
             yield
         finally:
-            self._phases[name] = _highest(self._phases.get(name, Peaks()), self._take())
+            peaks = self._take()
+            self._phases[name] = self._phases.get(name, peaks).highest(peaks)
 
     @property
     def phases(self) -> dict[str, Peaks]:
@@ -43,22 +43,10 @@ class PhasePeaks:
 
     def total(self) -> Peaks:
         """The peaks over everything so far, what happened between phases included."""
-        self._take()
-        return self._total
+        peaks = self._take()
+        return (self._total or peaks).highest(peaks)
 
     def _take(self) -> Peaks:
         peaks = self._gauge.take()
-        self._total = _highest(self._total, peaks)
+        self._total = (self._total or peaks).highest(peaks)
         return peaks
-
-
-def _highest(first: Peaks, second: Peaks) -> Peaks:
-    return Peaks(
-        _larger(first.allocated, second.allocated),
-        _larger(first.reserved, second.reserved),
-        _larger(first.process, second.process),
-    )
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    return max((size for size in (one, other) if size is not None), default=None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem import simgpu
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S
-from llmmem.results import METRICS, Peaks, Source
+from llmmem.results import Peaks, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,10 +126,7 @@ class Window:
 
     def collect(self, device: int, peaks: Peaks) -> None:
         """Take the peaks that a GPU has reached since its counters were last reset."""
-        known = self._peaks.get(device, peaks)
-        self._peaks[device] = Peaks(
-            *(_larger(known.get(metric), peaks.get(metric)) for metric in METRICS)
-        )
+        self._peaks[device] = self._peaks.get(device, peaks).highest(peaks)
 
     def _watched(self, devices: Mapping[int, Peaks]) -> Sequence[int]:
         return [index for index in devices if self._device in (None, index)]
@@ -270,11 +267,6 @@ def _cuda() -> Any:
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     return cuda if cuda is not None and cuda.is_initialized() else None
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    """The larger of two peaks; not known if one of them is not."""
-    return None if one is None or other is None else max(one, other)
 
 
 def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:

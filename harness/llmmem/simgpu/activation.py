@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llmmem.catalogue.gpus import Gpu, find_gpu
+from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.loader import Account, load, open_account
@@ -252,7 +252,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
         f"{key}={value}"
         for key, value in {
             "name": gpu.name,
-            "title": f"{gpu.title} (simulated)",
+            "title": gpu.title + SIMULATED,
             "count": count,
             "major": major,
             "minor": minor,
