@@ -91,6 +91,13 @@ def test_a_run_that_takes_too_long_is_ended(runner):
 
 
 @needs_simulated_gpu
+def test_an_estimate_that_fails_beside_a_run_leaves_a_note(runner):
+    result = runner.run(Setup(model=LLAMA), timeout=0.01)
+    assert result.estimate is None
+    assert any(note.startswith("could not estimate: not done") for note in result.notes)
+
+
+@needs_simulated_gpu
 def test_a_crash_is_a_result_and_the_next_run_is_unharmed(descendants):
     with Runner("sim:h100") as runner:
         before = descendants(os.getpid())
