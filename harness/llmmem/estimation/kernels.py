@@ -433,14 +433,16 @@ def _efficient_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyw
             expanded = [per_head * head_dim, per_head * value.shape[-1]]
         rows = FLOAT * batch * heads * queries
         with tracer.scratch(*expanded):
-            if not is_half:
-                with tracer.scratch(rows * value.shape[-1], rows):
-                    pass
-            workspace = efficient_backward_workspace(
-                batch, heads, queries, keys, head_dim, is_half, tracer.gpu
+            with tracer.scratch(*(() if is_half else (rows * value.shape[-1], rows))):
+                # Other types than 16 bits: the sum over a product, with heads before tokens.
+                delta = tracer.take(rows)
+            workspace = tracer.take(
+                efficient_backward_workspace(
+                    batch, heads, queries, keys, head_dim, is_half, tracer.gpu
+                )
             )
-            with tracer.scratch(rows, workspace):
-                pass
+            tracer.give(*delta)
+            tracer.give(*workspace)
     return tuple(out)
 
 

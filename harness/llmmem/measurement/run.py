@@ -11,7 +11,7 @@ import torch
 
 from llmmem import simgpu
 from llmmem.measurement.gauges import Gauge
-from llmmem.measurement.history import History
+from llmmem.measurement.history import History, allocator_events
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
 from llmmem.results import PhaseResult, RunResult
@@ -45,7 +45,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
     torch.cuda.set_device(device.index)
     history = History(device.index)
-    history.start(setup.allocator)
+    history.start()
     gauge = Gauge(device.index)
     gauge.start()
     observer = _RunObserver(history, PhasePeaks(gauge), device.index)
@@ -58,7 +58,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         outcome, message = "oom", str(error).splitlines()[0]
     peaks = observer.peaks.total()
     gauge.stop()
-    attribution = history.stop()
+    attribution = history.timeline.attribute(allocator_events(history.stop(), setup.allocator))
     simulated = simgpu.active() is not None
     has_context = peaks.process is not None and peaks.reserved is not None
     return RunResult(
