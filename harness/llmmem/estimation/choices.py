@@ -104,6 +104,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.dropout: self._dropout,
             torch.dropout: self._plain_dropout,
             torch.tensor: self._tensor,
+            Tensor.__setitem__: self._set_item,
         }
 
     def __torch_function__(
@@ -148,6 +149,12 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         # Made without an operator that a dispatch mode sees.
         self._tracer.born(tensor)
         return tensor
+
+    def _set_item(self, tensor: Tensor, index: Any, value: Any) -> None:
+        # A number comes from the host, where only for CUDA it stays: the kernel is told it.
+        if isinstance(value, int | float) and tensor.device.type == "meta":
+            value = torch.tensor(value, dtype=tensor.dtype)
+        tensor[index] = value
 
     def run_backward(self, *args: Any, **kwargs: Any) -> Any:
         """Autograd's engine, with this mode on: what is recomputed in backward must be seen too.

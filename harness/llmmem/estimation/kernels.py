@@ -13,22 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llmmem.estimation import cub
 from llmmem.estimation.hidden import (
     FLOAT,
     INDEX,
     efficient_backward_workspace,
+    embedding_adds_atomically,
     embedding_segments,
     flash_head_dim,
     flash_splits,
     foreach_norm_partials,
     has_gqa,
     layer_norm_partials,
-    radix_sort,
     round_up,
     split_reduction,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmmem.catalogue.gpus import Gpu
     from llmmem.estimation.tracer import Handler, Tracer
 
 __all__ = ["aten_handlers"]
@@ -169,10 +173,6 @@ def _foreach_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
         return tracer.run(func, args, kwargs)
 
 
-# Bytes that CUB asks for to scan one row, by bytes of an element: measured with CUDA 13.
-_ROW_SCAN = {1: 1023, 2: 1023, 4: 1023, 8: 1279}
-
-
 def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     tensor = args[0]
     out = func(*args, **kwargs)
@@ -181,7 +181,7 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
     cast = 0 if tensor.dtype == out.dtype else tensor.numel() * out.element_size()
     tracer.born(out)
     is_one_row = tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
-    with tracer.scratch(cast, _ROW_SCAN[out.element_size()] if is_one_row else 0):
+    with tracer.scratch(cast, cub.scan(tensor.numel()) if is_one_row else 0):
         pass
     return out
 
@@ -261,20 +261,46 @@ def _embedding_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyw
         if n <= 3072:
             return tracer.run(func, args, kwargs)
         with tracer.scratch(INDEX * n, INDEX * n):
-            with tracer.scratch(INDEX * n, radix_sort(n, rows)):
+            with tracer.scratch(INDEX * n, cub.radix_sort(n, rows, tracer.gpu)):
                 pass
             out = tracer.run(func, args, kwargs)
             unique = min(n, rows)
-            segments = embedding_segments(n, rows)
             with tracer.scratch(INDEX * n, INDEX):
-                with tracer.scratch(INDEX * n, 3071):
+                with tracer.scratch(INDEX * n, cub.unique_by_key(n, tracer.gpu)):
                     pass
-                with (
-                    tracer.scratch(INDEX * unique, INDEX * unique, 1279, INDEX),
-                    tracer.scratch(INDEX * segments, FLOAT * segments * gradient.shape[-1]),
-                ):
-                    pass
+                with tracer.scratch(INDEX * unique, INDEX * unique):
+                    with tracer.scratch(cub.scan(unique)):
+                        pass
+                    with tracer.scratch(INDEX, *_embedding_sums(n, rows, gradient, tracer.gpu)):
+                        pass
     return out
+
+
+def _embedding_sums(n: int, rows: int, gradient: Tensor, gpu: Gpu) -> list[int]:
+    """Bytes of what the sums of segments are kept in: their places, and they or the whole table."""
+    segments = embedding_segments(n, rows)
+    columns = gradient.shape[-1]
+    if not embedding_adds_atomically(n, rows, columns, gpu.sm_count):
+        return [INDEX * segments, FLOAT * segments * columns]
+    table = FLOAT * rows * columns if gradient.dtype in HALF else 0
+    return [INDEX * segments, INDEX * segments, table]
+
+
+def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    with tracer.scratch(*_index_copies(args[1])):
+        return tracer.run(func, args, kwargs)
+
+
+def _index_copies(given: Iterable[Tensor | None]) -> list[int]:
+    """Bytes of the copies that make all indices lie alike.
+
+    Source: ``aten/src/ATen/native/TensorAdvancedIndexing.cpp``, ``make_info``: on CUDA alone.
+    """
+    indices = [index for index in given if index is not None and index.dtype is not torch.bool]
+    expanded = torch.broadcast_tensors(*indices)
+    if len({index.stride() for index in expanded}) <= 1:
+        return []
+    return [0 if index.is_contiguous() else _nbytes(index) for index in expanded]
 
 
 def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -283,7 +309,7 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
     if not _bind(func, args, kwargs, "accumulate", False) or not _is_on_device(args[0]):
         return out
     n = max(index.numel() for index in indices)
-    with tracer.scratch(*[INDEX * n] * 6, radix_sort(n, args[0].shape[0])):
+    with tracer.scratch(*[INDEX * n] * 6, cub.radix_sort(n, args[0].shape[0], tracer.gpu)):
         pass
     return out
 
@@ -365,11 +391,13 @@ def _flash_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords)
     rows = FLOAT * splits * batch * heads * queries
     buffers = (rows, rows * flash_head_dim(head_dim)) if splits > 1 else ()
     state, unused = out[6:8]
-    with tracer.scratch(*buffers):
-        # With dropout a first state of the generator makes room for a second.
-        with tracer.scratch(_nbytes(state) if dropout > 0 else 0):
-            tracer.born([unused, state] if dropout > 0 else [state, unused])
-        tracer.born(out[8:])
+    taken = [tracer.take(buffer) for buffer in buffers]
+    # With dropout a first state of the generator makes room for a second.
+    with tracer.scratch(_nbytes(state) if dropout > 0 else 0):
+        tracer.born([unused, state] if dropout > 0 else [state, unused])
+    tracer.born(out[8:])
+    for number, block in taken:
+        tracer.give(number, block)
     return out
 
 
@@ -515,6 +543,7 @@ _HANDLERS: dict[Handler, str] = {
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",
+    _index: "index.Tensor",
     _index_put: "index_put.default index_put_.default _index_put_impl_.default",
     _sort: "sort.default sort.stable",
     _softmax_backward: "_softmax_backward_data.default",
