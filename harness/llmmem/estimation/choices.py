@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from llmmem.estimation.attention import attend, choose_backend
 
@@ -146,8 +147,9 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
 
     def _tensor(self, *args: Any, **kwargs: Any) -> Tensor:
         tensor = torch.tensor(*args, **kwargs)
-        # Made without an operator that a dispatch mode sees.
-        self._tracer.born(tensor)
+        # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
+        if self._tracer in _get_current_dispatch_mode_stack():
+            self._tracer.born(tensor)
         return tensor
 
     def _set_item(self, tensor: Tensor, index: Any, value: Any) -> None:

@@ -21,6 +21,8 @@ DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 TILE_PADDING = 32
 SCAN_TILE = 448
+# Up to so many pairs one block sorts them all, in its own memory.
+SORTED_BY_ONE_BLOCK = 2304
 
 
 def radix_sort(pairs: int, largest_key: int, gpu: Gpu) -> int:
@@ -29,6 +31,8 @@ def radix_sort(pairs: int, largest_key: int, gpu: Gpu) -> int:
     A histogram for each digit, a look-back for each tile and digit, and, where there is more than
     one digit, a second copy of keys and values.
     """
+    if pairs <= SORTED_BY_ONE_BLOCK:
+        return 1
     digits = -(-largest_key.bit_length() // DIGIT_BITS)
     tile = {7: 2816, 8: 3840}.get(gpu.compute_capability[0], 4608)
     copies = [INDEX * pairs] * 2 if digits > 1 else []

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmmem.catalogue.gpus import Gpu
+    from llmmem.estimation.allocator import Block
     from llmmem.estimation.tracer import Handler, Tracer
 
 __all__ = ["aten_handlers"]
@@ -199,6 +200,14 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
     return out
 
 
+def _power_of_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The number becomes a tensor on the device (``aten/src/ATen/native/Pow.cpp``)."""
+    out = tracer.run(func, args, kwargs)
+    with tracer.scratch(FLOAT if _is_on_device(out) else 0):
+        pass
+    return out
+
+
 def _grouped_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """One product for each group (expert); rows of the output start at multiples of 16 bytes.
 
@@ -287,6 +296,8 @@ def _embedding_sums(n: int, rows: int, gradient: Tensor, gpu: Gpu) -> list[int]:
 
 
 def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    # An index that is written as a list is made on the device, without an operator.
+    tracer.born(list(args[1]))
     with tracer.scratch(*_index_copies(args[1])):
         return tracer.run(func, args, kwargs)
 
@@ -297,21 +308,61 @@ def _index_copies(given: Iterable[Tensor | None]) -> list[int]:
     Source: ``aten/src/ATen/native/TensorAdvancedIndexing.cpp``, ``make_info``: on CUDA alone.
     """
     indices = [index for index in given if index is not None and index.dtype is not torch.bool]
-    expanded = torch.broadcast_tensors(*indices)
+    expanded = torch.broadcast_tensors(*indices)  # type: ignore[no-untyped-call]
     if len({index.stride() for index in expanded}) <= 1:
         return []
     return [0 if index.is_contiguous() else _nbytes(index) for index in expanded]
 
 
 def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    out = tracer.run(func, args, kwargs)
-    indices = [index for index in args[1] if index is not None]
-    if not _bind(func, args, kwargs, "accumulate", False) or not _is_on_device(args[0]):
-        return out
-    n = max(index.numel() for index in indices)
-    with tracer.scratch(*[INDEX * n] * 6, cub.radix_sort(n, args[0].shape[0], tracer.gpu)):
-        pass
+    """Source: ``aten/src/ATen/native/cuda/Indexing.cu``, ``index_put_with_sort_kernel``."""
+    target, given, values = args[:3]
+    if not _is_on_device(target):
+        return func(*args, **kwargs)
+    # The gradient of an index, which a mode sees out of place (see `_add`).
+    is_gradient = tracer.in_backward and func is aten.index_put.default
+    if is_gradient:
+        out = func(*args, **kwargs)
+        tracer.hand_over(target, out)
+    else:
+        out = tracer.run(func, args, kwargs)
+    if not _bind(func, args, kwargs, "accumulate", False):
+        with tracer.scratch(*_index_copies(given)):
+            return out
+    indices = {dim: index for dim, index in enumerate(given) if index is not None}
+    pairs = prod(torch.broadcast_shapes(*(index.shape for index in indices.values())))
+    if pairs:
+        linear = _linear_index(tracer, len(indices), INDEX * pairs, is_checked=not is_gradient)
+        copy = 0 if values.is_contiguous() else _nbytes(values)
+        rows = prod(target.shape[dim] for dim in indices)
+        sort = cub.radix_sort(pairs, rows - 1, tracer.gpu)
+        with tracer.scratch(copy, INDEX * pairs, INDEX * pairs, INDEX * pairs, sort):
+            pass
+        tracer.give(*linear)
     return out
+
+
+def _linear_index(
+    tracer: Tracer, count: int, nbytes: int, *, is_checked: bool
+) -> tuple[int, Block]:
+    """The block of one index, made of `count`; whether they are in range is looked up first."""
+    linear = None
+    for _ in range(count):
+        if is_checked:
+            lowest, highest = tracer.take(INDEX), tracer.take(INDEX)
+            for _ in range(2):
+                with tracer.scratch(1):
+                    pass
+            tracer.give(*lowest)
+            tracer.give(*highest)
+        wrapped, product = tracer.take(nbytes), tracer.take(nbytes)
+        tracer.give(*wrapped)
+        if linear is None:
+            linear = product
+        else:
+            tracer.give(*product)
+    assert linear is not None
+    return linear
 
 
 def _sort(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -543,6 +594,7 @@ _HANDLERS: dict[Handler, str] = {
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",
+    _power_of_number: "pow.Scalar",
     _index: "index.Tensor",
     _index_put: "index_put.default index_put_.default _index_put_impl_.default",
     _sort: "sort.default sort.stable",
