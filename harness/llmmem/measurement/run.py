@@ -32,6 +32,9 @@ __all__ = ["run_here"]
 
 LARGEST_HOLDERS = 20
 
+# What PyTorch raises for an error of CUDA; before 2.8 it had no class of its own.
+CudaError: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
+
 
 def run_here(setup: Setup, device: Device) -> RunResult:
     """Build the setup and do its steps on the device, in this process, and measure.
@@ -56,6 +59,8 @@ def run_here(setup: Setup, device: Device) -> RunResult:
             execute(setup, torch.device("cuda", device.index), observer)
     except torch.OutOfMemoryError as error:
         outcome, message = "oom", str(error).splitlines()[0]
+    except CudaError as error:
+        outcome, message = "crashed", str(error).splitlines()[0]
     peaks = observer.peaks.total()
     gauge.stop()
     attribution = history.stop()
@@ -120,9 +125,9 @@ def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     simulated = simgpu.active()
     if simulated is not None:
         yield from simulated.notes
-    elif peaks.process is None:
+    if peaks.process is None:
         yield "NVML does not tell what this process holds"
-    else:
+    elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:
         # The account by components comes from the history: it says so when it does not add up.

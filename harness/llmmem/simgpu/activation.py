@@ -79,6 +79,11 @@ class SimulatedGpu:
         return (*NOTES, *asked_for)
 
     @property
+    def tells_process_bytes(self) -> bool:
+        """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
+        return self.faults.nvml is None
+
+    @property
     def context_bytes(self) -> int:
         """The CUDA context that every device touched is charged with."""
         return self.gpu.context_bytes
