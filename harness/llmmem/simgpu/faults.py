@@ -72,7 +72,8 @@ class Faults:
             if value is not None and (type(value) is not int or value < 1):
                 raise InputError(f"invalid {name} {value!r}: expected a whole number from 1")
         seconds = self.allocation_seconds
-        if seconds is not None and not 0 < seconds < float("inf"):
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds < float("inf")):
             raise InputError(f"invalid allocation_seconds {seconds!r}: expected seconds, above 0")
         if self.nvml is not None and self.nvml not in NVML_FAULTS:
             raise unknown("nvml", self.nvml, NVML_FAULTS)
@@ -102,7 +103,10 @@ class Faults:
                 raise unknown("fault", name, names)
             if name in values:
                 raise InputError(f"fault {name!r} is there twice")
-            values[name] = _READERS.get(name, str)(value)
+            try:
+                values[name] = _READERS.get(name, str)(value)
+            except InputError as error:
+                raise InputError(f"fault {name!r}: {error}") from error
         return cls(**values)
 
 
