@@ -34,7 +34,7 @@ class Session:
         self.options = options
         self._runner: Runner | None = None
         self._versions: Mapping[str, str | None] | None = None
-        self._gpu_error: str | None = None
+        self._broken_by: str | None = None
 
     @property
     def simulated(self) -> bool:
@@ -88,12 +88,15 @@ class Session:
         """
         from llmmem.measurement.window import cuda_error
 
-        if self._gpu_error is None and (error := cuda_error()) is not None:
-            self._gpu_error = (
-                f"the GPU does not work in this process any more since {test} ({error}): "
-                "only a new process can use it (vram.run has one of its own for each run)"
-            )
-        return self._gpu_error
+        error = cuda_error()
+        if error is None:
+            self._broken_by = None
+            return None
+        self._broken_by = self._broken_by or test
+        return (
+            f"the GPU does not work in this process any more since {self._broken_by} ({error}): "
+            "only a new process can use it (vram.run has one of its own for each run)"
+        )
 
     def capped(self, gpu: Gpu) -> AbstractContextManager[None]:
         """Run with the memory of that card, if CUDA is in use in this process."""
