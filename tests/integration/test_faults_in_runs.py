@@ -97,6 +97,7 @@ def test_an_error_of_the_gpu_is_outcome_crashed_and_the_next_run_is_unharmed(
     assert 0 < result.peaks.allocated < unharmed.peaks.allocated
     assert result.components is not None
     assert result.components.total == result.peaks.allocated
+    assert result.components.weights == result.peaks.allocated  # it was loading
     assert run_with("") == unharmed
 
 
