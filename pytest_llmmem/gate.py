@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from llmmem.errors import InputError
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.report import Record
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
@@ -100,12 +101,12 @@ class Gate:
             error: What the test itself raised.
         """
         measurement = self._close_window()
-        if _is_cuda_error(error):
+        if is_cuda_error(error):
             self._session.gpu_error(self.test)
         if isinstance(error, (KeyboardInterrupt, SystemExit, pytest.exit.Exception)):
             return
         if measurement is not None and (
-            measurement.touched or self._has_allocated() or _ran_out_of_memory(error)
+            measurement.touched or self._has_allocated() or is_out_of_memory(error)
         ):
             places = [(place.where, place.bytes) for place in measurement.places]
             self.add(self._record(measurement, error), places)
@@ -186,10 +187,10 @@ class Gate:
     def _annotate(self, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
         notes = list(self._over)
-        if _ran_out_of_memory(error) and self.limit is not None:
+        if is_out_of_memory(error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
         about_values = self._has_allocated() and self._session.simulated
-        if not notes and about_values and not _is_cuda_error(error):
+        if not notes and about_values and not is_cuda_error(error):
             notes.append(SIMULATED_VALUES)
         for note in notes:
             error.add_note(f"llmmem: {note}")
@@ -228,10 +229,9 @@ class Gate:
     def _record(self, measurement: Measurement, error: BaseException | None) -> Record:
         outcome: Outcome = "ok"
         message = ""
-        if _ran_out_of_memory(error):
-            outcome, message = "oom", str(error).splitlines()[0]
-        elif _is_cuda_error(error):
-            outcome, message = "crashed", str(error).splitlines()[0]
+        if error is not None and (is_out_of_memory(error) or is_cuda_error(error)):
+            outcome = "oom" if is_out_of_memory(error) else "crashed"
+            message = describe(error)
         elif error is not None:
             message = "the test did not reach its end: what it would have taken is not known"
         return Record(
@@ -249,16 +249,6 @@ class Gate:
             limit_bytes=self.limit.bytes if self.limit else None,
             versions=self._session.versions(),
         )
-
-
-def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it is ``torch.OutOfMemoryError``; torch is not imported to find out."""
-    return type(error).__name__ == "OutOfMemoryError"
-
-
-def _is_cuda_error(error: BaseException | None) -> bool:
-    """Whether it is ``torch.AcceleratorError``: CUDA does not work in this process any more."""
-    return type(error).__name__ == "AcceleratorError"
 
 
 GATE = pytest.StashKey[Gate]()

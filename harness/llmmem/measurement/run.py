@@ -11,6 +11,7 @@ import torch
 
 from llmmem import simgpu
 from llmmem.measurement.gauges import Gauge
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.measurement.history import History
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["run_here"]
 
 LARGEST_HOLDERS = 20
-
-# What PyTorch raises for an error of CUDA; before 2.8 it had no class of its own.
-CudaError: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
 
 
 def run_here(setup: Setup, device: Device) -> RunResult:
@@ -57,10 +55,11 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     try:
         with history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
-    except torch.OutOfMemoryError as error:
-        outcome, message = "oom", str(error).splitlines()[0]
-    except CudaError as error:
-        outcome, message = "crashed", str(error).splitlines()[0]
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) or is_cuda_error(error)):
+            raise
+        outcome = "oom" if is_out_of_memory(error) else "crashed"
+        message = describe(error)
     peaks = observer.peaks.total()
     gauge.stop()
     attribution = history.stop()

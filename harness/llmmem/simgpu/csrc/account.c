@@ -85,6 +85,7 @@ static bool set_field(const char *key, const char *value) {
         char *end;
         unsigned long long number = strtoull(value, &end, 10);
         if (end == value || *end) return false;
+        if (numbers[i].integer == &card.count && (number < 1 || number > SIM_MAX_DEVICES)) return false;
         if (numbers[i].integer) *numbers[i].integer = (int)number;
         if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
         return true;
@@ -131,10 +132,7 @@ int sim_read_fields(const char *text, bool (*set)(const char *key, const char *v
 }
 
 int sim_configure(const char *text) {
-    if (in_use()) return -1;
-    int bad = sim_read_fields(text, set_field);
-    if (bad) return bad;
-    return card.count < 1 || card.count > SIM_MAX_DEVICES;
+    return in_use() ? -1 : sim_read_fields(text, set_field);
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
