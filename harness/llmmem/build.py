@@ -248,8 +248,6 @@ def _check_supported(setup: Setup) -> None:
             f"parallel strategy {setup.parallel['strategy']!r} is not built yet: "
             "run the setup without it for the peak of a single GPU"
         )
-    if setup.mode == "generate":
-        raise UnsupportedError("mode 'generate' is not built yet: use mode 'forward'")
     if setup.quantization == "fp8":
         raise UnsupportedError(
             "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
