@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from llmmem.build import Built
     from llmmem.setups import Setup
 
-__all__ = ["Observer", "execute"]
+__all__ = ["TASK_ADAPTERS", "Observer", "execute"]
+
+#: PEFT types whose forward pass is told the task of each sequence.
+TASK_ADAPTERS = ("MULTITASK_PROMPT_TUNING", "POLY")
 
 
 class Observer(Protocol):
@@ -135,7 +139,10 @@ def _outputs(setup: Setup, built: Built, device: torch.device) -> Any:
 
 
 def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
-    """Arguments of the forward pass: random ids [B, S], a mask of ones, labels in training."""
+    """Arguments of the forward pass: random ids [B, S], a mask of ones, labels in training.
+
+    An adapter that is shared by tasks is told that all sequences are of the first.
+    """
     vocabulary = built.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (setup.batch_size, setup.seq_len), device=device)
     batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -145,6 +152,8 @@ def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
         batch["decoder_input_ids"] = ids
     if _takes(built.model, "use_cache"):
         batch["use_cache"] = False
+    if isinstance(setup.adapter, Mapping) and setup.adapter["peft_type"] in TASK_ADAPTERS:
+        batch["task_ids"] = ids.new_zeros(setup.batch_size)
     return batch
 
 
