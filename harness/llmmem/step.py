@@ -139,10 +139,7 @@ def _outputs(setup: Setup, built: Built, device: torch.device) -> Any:
 
 
 def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
-    """Arguments of the forward pass: random ids [B, S], a mask of ones, labels in training.
-
-    An adapter that is shared by tasks is told that all sequences are of the first.
-    """
+    """Arguments of the forward pass: random ids [B, S], a mask of ones, labels in training."""
     vocabulary = built.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (setup.batch_size, setup.seq_len), device=device)
     batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -153,7 +150,7 @@ def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
     if _takes(built.model, "use_cache"):
         batch["use_cache"] = False
     if isinstance(setup.adapter, Mapping) and setup.adapter["peft_type"] in TASK_ADAPTERS:
-        batch["task_ids"] = ids.new_zeros(setup.batch_size)
+        batch["task_ids"] = ids.new_zeros(setup.batch_size)  # all of the first task
     return batch
 
 
