@@ -24,7 +24,6 @@ from llmmem.report import Record, frame, write
 from llmmem.results import RunResult
 from llmmem.runner import Runner
 from llmmem.setups import Setup
-from llmmem.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -103,7 +102,9 @@ def methods(hidden_size: int) -> dict[str, dict[str, Any]]:
     """The adapters to run, by name: each PEFT type with what it needs, then LoRA's variants."""
     from peft import PeftType
 
-    types = {kind.value: {"peft_type": kind.value} | NEEDED.get(kind.value, {}) for kind in PeftType}
+    types = {
+        kind.value: {"peft_type": kind.value} | NEEDED.get(kind.value, {}) for kind in PeftType
+    }
     types["XLORA"] |= {"hidden_size": hidden_size, "adapters": EXPERTS}
     variants = {f"LORA ({name})": {"peft_type": "LORA"} | keys for name, keys in LORA.items()}
     return types | variants
