@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from llmmem.build import Built
     from llmmem.setups import Setup
 
-__all__ = ["Observer", "execute"]
+__all__ = ["TASK_ADAPTERS", "Observer", "execute"]
+
+#: PEFT types whose forward pass is told the task of each sequence.
+TASK_ADAPTERS = ("MULTITASK_PROMPT_TUNING", "POLY")
 
 
 class Observer(Protocol):
@@ -166,6 +170,8 @@ def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
         batch["decoder_input_ids"] = ids
     if _takes(built.model, "use_cache"):
         batch["use_cache"] = False
+    if isinstance(setup.adapter, Mapping) and setup.adapter["peft_type"] in TASK_ADAPTERS:
+        batch["task_ids"] = ids.new_zeros(setup.batch_size)  # all of the first task
     return batch
 
 

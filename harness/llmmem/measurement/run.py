@@ -76,6 +76,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         components=attribution.components,
         phases=_phase_results(observer.peaks.phases, attribution),
         holders=attribution.holders[:LARGEST_HOLDERS],
+        trainable_parameters=observer.trainable_parameters,
         step_seconds=None if simulated else observer.step_seconds,
         context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,
         context_source=("modelled" if simulated else "measured") if has_context else None,
@@ -92,6 +93,7 @@ class _RunObserver:
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks
         self.step_seconds: float | None = None
+        self.trainable_parameters: int | None = None
         self._timeline = history.timeline
         self._device = device
 
@@ -109,6 +111,7 @@ class _RunObserver:
         self.step_seconds = time.perf_counter() - began
 
     def watch(self, model: nn.Module) -> None:
+        self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._timeline.watch(model)
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:

@@ -57,6 +57,8 @@ static const struct {
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
 };
 
 const char *cudaGetErrorName(cudaError_t code) {
@@ -455,6 +457,14 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     *id = (unsigned long long)(uintptr_t)stream;
     return cudaSuccess;
 }
+
+/* Nothing is ever under way, but while a stream is captured nothing is done either. */
+static cudaError_t wait_for(cudaStream_t stream) {
+    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return wait_for(stream); }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     (void)stream;
