@@ -29,8 +29,8 @@ ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
-    "compiled kernels are chosen without benchmarks: Triton's autotuner takes the first "
-    "configuration that fits the card, Inductor is in its deterministic mode",
+    "compiled kernels are chosen without benchmarks: the library's, else the first that fits the "
+    "card; matrix products are not padded",
 )
 
 

@@ -4,9 +4,9 @@ Their compilers run for real, down to ``ptxas``; the kernels are loaded and neve
 must not be as on a real card:
 
 - *Timings mean nothing here*, so no kernel is chosen by one: Triton's autotuner takes the first
-  configuration that the card can hold, and Inductor runs in its own deterministic mode, which
-  chooses without benchmarks. Benchmarks also allocate (a buffer of the size of the L2 cache or of
-  256 MiB, copies of their inputs), once per cache, and would end up in the peak of the first step.
+  configuration that the card can hold, and Inductor the library's kernel where there is one, else
+  the first. Benchmarks also allocate (a buffer of the size of the L2 cache or of 256 MiB, copies of
+  their inputs), once per cache, and would end up in the peak of the first step.
 - *What was compiled here must not be taken for a real card's*: caches on disk hold choices as well
   as code. They have a directory of their own, for each card and each build of the simulated GPU.
 - Triton links a helper against the driver and looks for that on disk.
@@ -53,7 +53,8 @@ def settings(
         "TRITON_LIBCUDA_PATH": str(libraries.driver_directory),
         # Workers are programs of their own, which do not have the simulated GPU.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "TORCHINDUCTOR_DETERMINISTIC": "1",
+        # Whether to pad the operands of a matrix product is decided by a benchmark.
+        "TORCHINDUCTOR_SHAPE_PADDING": "0",
     }
     return {
         **{name: environment.get(name, value) for name, value in chosen.items()},
@@ -137,8 +138,31 @@ def _loads(autotuner: Any, config: Any, kwargs: dict[str, Any]) -> bool:
         return False
 
 
+def _take_the_librarys(module: ModuleType) -> None:
+    """Inductor's choice (``max-autotune``) between a library's kernel and templates of its own."""
+    selector = module.AlgorithmSelectorCache
+    select = selector.__call__
+
+    def select_without_trial(
+        self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        of_libraries = [each for each in choices if isinstance(each, module.ExternKernelCaller)]
+        return select(self, name, of_libraries[:1] or choices, *args, **kwargs)
+
+    selector.__call__ = select_without_trial
+
+
+def _keep_the_baseline(module: ModuleType) -> None:
+    """Inductor's search from one configuration to a faster one beside it."""
+
+    def keep(self: Any, func: Any, baseline_config: Any, *args: Any) -> Any:
+        return baseline_config
+
+    module.CoordescTuner.autotune = keep
+
+
 def _answer_without_trial(module: ModuleType) -> None:
-    """Inductor's benchmarks: all that is compared is equally fast, and the first is taken."""
+    """All other benchmarks of Inductor: what is compared is equally fast, and the first is taken."""
 
     def without_trial(*args: Any, return_mode: str = "", **kwargs: Any) -> float | list[float]:
         return [NO_TIME] if return_mode == "all" else NO_TIME
@@ -152,4 +176,6 @@ def _answer_without_trial(module: ModuleType) -> None:
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "triton.runtime.autotuner": _choose_without_trial,
     "torch._inductor.runtime.benchmarking": _answer_without_trial,
+    "torch._inductor.runtime.coordinate_descent_tuner": _keep_the_baseline,
+    "torch._inductor.select_algorithm": _take_the_librarys,
 }
