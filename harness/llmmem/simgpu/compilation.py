@@ -51,7 +51,7 @@ def settings(
     digest = hashlib.sha256(f"{libraries.core}\0{card}".encode()).hexdigest()[:12]
     chosen = {
         "TRITON_LIBCUDA_PATH": str(libraries.driver_directory),
-        # Workers are programs of their own, which do not have the simulated GPU.
+        # Programs here are short: a pool of workers takes longer to start than the compiling does.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         # Whether to pad the operands of a matrix product is decided by a benchmark.
         "TORCHINDUCTOR_SHAPE_PADDING": "0",
@@ -139,17 +139,26 @@ def _loads(autotuner: Any, config: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _take_the_librarys(module: ModuleType) -> None:
-    """Inductor's choice (``max-autotune``) between a library's kernel and templates of its own."""
+    """Inductor's choice between kernels (``max-autotune``): a library's, else its first that loads."""
     selector = module.AlgorithmSelectorCache
     select = selector.__call__
 
-    def select_without_trial(
-        self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        of_libraries = [each for each in choices if isinstance(each, module.ExternKernelCaller)]
-        return select(self, name, of_libraries[:1] or choices, *args, **kwargs)
+    def without_trial(self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any) -> Any:
+        if len(choices) > 1:
+            of_libraries = (each for each in choices if isinstance(each, module.ExternKernelCaller))
+            own = (each for each in choices if _precompiles(each))
+            choices = [next(of_libraries, None) or next(own, choices[0])]
+        return select(self, name, choices, *args, **kwargs)
 
-    selector.__call__ = select_without_trial
+    selector.__call__ = without_trial
+
+
+def _precompiles(choice: Any) -> bool:
+    try:
+        choice.precompile()
+    except RuntimeError:  # "No valid triton configs"
+        return False
+    return True
 
 
 def _keep_the_baseline(module: ModuleType) -> None:
