@@ -32,6 +32,14 @@ __all__ = ["register", "settings"]
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 OWN_PREFIX = "simulated-"
 
+#: Caches shared between machines, which would take what was chosen here to a real card.
+REMOTE_CACHES = (
+    "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE",
+    "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE",
+    "TORCHINDUCTOR_AUTOTUNE_REMOTE_CACHE",
+    "TORCHINDUCTOR_BUNDLED_AUTOTUNE_REMOTE_CACHE",
+)
+
 #: What a benchmark answers, in milliseconds.
 NO_TIME = 1.0
 
@@ -46,7 +54,8 @@ def settings(
         libraries: The libraries of the simulated GPU.
         cache: Where compiled code is kept when the environment does not say so.
         environment: What is set already. Directories for compiled code are kept, and a
-            subdirectory of them is used; other settings of the user's are left alone.
+            subdirectory of them is used; caches on other machines are switched off; other
+            settings of the user's are left alone.
     """
     digest = hashlib.sha256(f"{libraries.core}\0{card}".encode()).hexdigest()[:12]
     chosen = {
@@ -62,6 +71,7 @@ def settings(
             name: str(_base(environment.get(name)) or cache / own) + f"/{OWN_PREFIX}{digest}"
             for name, own in CACHES.items()
         },
+        **dict.fromkeys(REMOTE_CACHES, "0"),
     }
 
 
