@@ -31,7 +31,6 @@ import triton
 import triton.language as tl
 from torch._inductor import config as inductor
 
-
 # ---- kernels ------------------------------------------------------------------------------------
 
 
