@@ -7,10 +7,12 @@ is kept in the directory that is the only argument.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ import transformers.models.llama.modeling_llama as llama
 import triton
 import triton.language as tl
 from torch._inductor import config as inductor
+
+MIB = 2**20
 
 # ---- kernels ------------------------------------------------------------------------------------
 
@@ -94,14 +98,51 @@ def a_kernel() -> Any:
 
 def an_autotuned_kernel() -> Any:
     a, b, c = (torch.empty(512, 512, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    gpu = simgpu.active()
+    assert gpu is not None
+    before = gpu.notes
     matmul[(8, 8)](a, b, c, 512)
-    return {"block": matmul.best_config.kwargs["BLOCK"], "peak": torch.cuda.max_memory_allocated()}
+    return {
+        "block": matmul.best_config.kwargs["BLOCK"],
+        "peak": torch.cuda.max_memory_allocated(),
+        "notes": gpu.notes[len(before) :],
+    }
+
+
+def memory_from_the_driver() -> Any:
+    gpu = simgpu.active()
+    assert gpu is not None
+    torch.empty(1, device="cuda")
+    before = gpu.process_bytes()
+    driver = ctypes.CDLL("libcuda.so.1")
+    address = ctypes.c_uint64()
+    assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(64 * MIB)) == 0
+    free, total = torch.cuda.mem_get_info()
+    held = gpu.process_bytes()
+    assert driver.cuMemFree_v2(address) == 0
+    return {
+        "held": held - before,
+        "free": total - held - free,
+        "after": gpu.process_bytes() - before,
+    }
+
+
+def a_llama_with_ligers_kernels() -> Any:
+    """Peaks without and with them; None where they are not installed."""
+    if find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    vocabulary = 32000
+    plain = train(vocab_size=vocabulary)
+    apply_liger_kernel_to_llama()
+    return [plain[-1], train(vocab_size=vocabulary)[-1]]
 
 
 # ---- compiled programs --------------------------------------------------------------------------
 
 
-def train(compiled: bool) -> list[int]:
+def train(vocab_size: int = 1000, compiled: bool = False) -> list[int]:
     """The peak of each of three steps."""
     config = llama.LlamaConfig(
         hidden_size=256,
@@ -109,13 +150,13 @@ def train(compiled: bool) -> list[int]:
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=1000,
+        vocab_size=vocab_size,
         attn_implementation="sdpa",
     )
     model = llama.LlamaForCausalLM(config).to("cuda", torch.bfloat16)
     step = torch.compile(model, fullgraph=True) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.randint(0, 1000, (2, 512), device="cuda")
+    ids = torch.randint(0, vocab_size, (2, 512), device="cuda")
     peaks = []
     for _ in range(3):
         torch.cuda.reset_peak_memory_stats()
@@ -136,7 +177,7 @@ def a_compiled_llama() -> Any:
 
 
 def an_eager_llama() -> Any:
-    return train(compiled=False)
+    return train()
 
 
 def products_of_odd_sizes() -> Any:
@@ -169,6 +210,8 @@ def another_card() -> Any:
 SCENARIOS = {
     "a kernel": ("h100", a_kernel),
     "an autotuned kernel": ("h100", an_autotuned_kernel),
+    "memory from the driver": ("h100", memory_from_the_driver),
+    "a llama with liger's kernels": ("h100", a_llama_with_ligers_kernels),
     "a compiled llama": ("h100", a_compiled_llama),
     "the same again": ("h100", a_compiled_llama),
     "an eager llama": ("h100", an_eager_llama),

@@ -86,7 +86,26 @@ def test_what_a_kernel_has_written_to_is_no_longer_known(value: Any) -> None:
 
 @needs_simulated_gpu
 def test_an_autotuner_takes_the_first_configuration_that_fits_and_tries_none(value: Any) -> None:
-    assert value("an autotuned kernel") == {"block": 64, "peak": 3 * 512 * 512 * 2}
+    assert value("an autotuned kernel") == {
+        "block": 64,
+        "peak": 3 * 512 * 512 * 2,
+        "notes": ["Triton's autotuner took the first configuration that fits the card"],
+    }
+
+
+@needs_simulated_gpu
+def test_memory_taken_from_the_driver_is_in_the_one_account(value: Any) -> None:
+    assert value("memory from the driver") == {"held": 64 * MIB, "free": 0, "after": 0}
+
+
+@needs_simulated_gpu
+def test_ligers_kernels_train_a_llama_without_its_logits(value: Any) -> None:
+    peaks = value("a llama with liger's kernels")
+    if peaks is None:
+        pytest.skip("liger-kernel is not installed")
+    logits = 2 * 512 * 32000 * 4
+    plain, fused = peaks
+    assert plain - fused > logits
 
 
 # ---- compiled programs --------------------------------------------------------------------------

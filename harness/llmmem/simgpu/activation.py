@@ -29,8 +29,6 @@ ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
-    "compiled kernels are chosen without benchmarks: the library's, else the first that fits the "
-    "card; matrix products are not padded",
 )
 
 
@@ -56,16 +54,19 @@ class SimulatedGpu:
     Attributes:
         gpu: The card.
         count: How many of them there are.
-        notes: What differs from a real card.
         libraries: The compiled libraries.
     """
 
     def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
         self.gpu = gpu
         self.count = count
-        self.notes = NOTES
         self.libraries = libraries
         self._account = account
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from a real card, so far as this process makes use of it."""
+        return NOTES + compilation.notes()
 
     @property
     def context_bytes(self) -> int:
