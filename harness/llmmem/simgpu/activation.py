@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
@@ -74,9 +75,9 @@ class SimulatedGpu:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What differs from a real card, and the faults that were asked for."""
+        """What differs from a real card, so far as this process makes use of it, and its faults."""
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        return (*NOTES, *asked_for)
+        return (*NOTES, *compilation.notes(), *asked_for)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -137,9 +138,10 @@ class SimulatedGpu:
             preloaded.append(os.environ["LD_PRELOAD"])
         return {
             "LD_PRELOAD": ":".join(preloaded),
-            CARD_VARIABLE: _card(self.gpu, self.count, _required_torch()),
+            CARD_VARIABLE: (card := _card(self.gpu, self.count, _required_torch())),
             ATTENTION_VARIABLE: "1",
             FAULTS_VARIABLE: str(self.faults),
+            **compilation.settings(card, self.libraries, _cache_directory(), os.environ),
         }
 
     def _set_faults(self, faults: Faults) -> None:
@@ -201,8 +203,11 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         raise UnsupportedError(_no_kernels(torch, card))
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
-    account.configure(_card(card, count, torch))
+    text = _card(card, count, torch)
+    account.configure(text)
     os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    compilation.register()
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
     return _process.gpu
@@ -216,6 +221,7 @@ def _inherited() -> SimulatedGpu | None:
     if card is None or core is None:
         return None
     fields = dict(field.split("=", 1) for field in card.split(";"))
+    compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
     gpu, count = find_gpu(fields["name"]), int(fields["count"])

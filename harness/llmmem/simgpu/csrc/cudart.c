@@ -428,17 +428,6 @@ cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned int *flags) {
     return cudaSuccess;
 }
 
-/* Everything is done already. */
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    (void)stream;
-    return state();
-}
-
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    (void)stream;
-    return state();
-}
-
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags) {
     (void)stream;
     (void)event;
@@ -460,7 +449,7 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
 
 /* Nothing is ever under way, but while a stream is captured nothing is done either. */
 static cudaError_t wait_for(cudaStream_t stream) {
-    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : state();
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
