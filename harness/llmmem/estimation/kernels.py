@@ -16,6 +16,7 @@ from torch import Tensor
 from llmmem.estimation import cub
 from llmmem.estimation.hidden import (
     FLOAT,
+    FLOAT_AND_INDEX,
     INDEX,
     efficient_backward_workspace,
     embedding_adds_atomically,
@@ -123,6 +124,10 @@ def _reduce_bytes(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
     if func._overloadpacket is aten.any:
         tracer.set_truth(out, False)
     return out
+
+
+def _find_extreme(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    return _reduced(tracer, func, args, kwargs, FLOAT_AND_INDEX)
 
 
 def _reduced(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords, accumulator: int) -> Any:
@@ -330,7 +335,7 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
         with tracer.scratch(*_index_copies(given)):
             return out
     indices = {dim: index for dim, index in enumerate(given) if index is not None}
-    pairs = prod(torch.broadcast_shapes(*(index.shape for index in indices.values())))
+    pairs = prod(torch.broadcast_shapes(*(index.shape for index in indices.values())))  # type: ignore[no-untyped-call]
     if pairs:
         linear = _linear_index(tracer, len(indices), INDEX * pairs, is_checked=not is_gradient)
         copy = 0 if values.is_contiguous() else _nbytes(values)
@@ -586,6 +591,7 @@ _HANDLERS: dict[Handler, str] = {
         "prod.dim_int"
     ),
     _reduce_bytes: "any.default any.dim any.dims all.default all.dim all.dims",
+    _find_extreme: "argmax.default argmin.default",
     _foreach_norm: "_foreach_norm.Scalar",
     _cumsum: "cumsum.default",
     _matrix_product: (
