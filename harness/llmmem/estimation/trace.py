@@ -62,6 +62,11 @@ def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
 
 
 def _check_supported(setup: Setup) -> None:
+    if setup.parallel is not None:
+        raise UnsupportedError(
+            f"parallel strategy {setup.strategy!r} cannot be traced; run the setup instead: one "
+            "simulated GPU is enough for a rank of any job"
+        )
     if setup.autocast != "none":
         raise UnsupportedError(
             "autocast cannot be traced: it does not exist on the meta device; run the setup instead"

@@ -15,6 +15,7 @@ from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_mem
 from llmmem.measurement.history import History, allocator_events
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
+from llmmem.parallel import notes as parallel_notes
 from llmmem.results import PhaseResult, RunResult
 from llmmem.step import execute
 from llmmem.versions import library_versions
@@ -83,7 +84,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
-        notes=tuple(_notes(peaks, attribution)),
+        notes=(*parallel_notes(setup), *_notes(peaks, attribution)),
     )
 
 
