@@ -138,7 +138,7 @@ def _choose_without_trial(module: ModuleType) -> None:
         return [NO_TIME] * 3
 
     autotuner.prune_configs = first_that_loads
-    # Not asked for a single configuration by Triton 3.6 and later.
+    # Older Tritons also benchmark what is the only configuration.
     autotuner._bench = without_trial
 
 
