@@ -13,6 +13,13 @@ its host code makes is accounted as on a real card. Values are not computed.
 
 from __future__ import annotations
 
-from llmmem.simgpu.activation import Problem, SimulatedGpu, activate, active, check
+from llmmem.simgpu.activation import (
+    Problem,
+    SimulatedGpu,
+    activate,
+    active,
+    check,
+    program_environment,
+)
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
+__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]

@@ -1,5 +1,7 @@
 #include "account.h"
 
+#include "guest.h"
+#include "ledger.h"
 #include "values.h"
 
 #include <pthread.h>
@@ -228,6 +230,7 @@ static size_t process_bytes(const device_account *a) {
 static void note_peak(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
+    sim_ledger_note((int)(a - accounts), now);
 }
 
 static bool charge(device_account *a, size_t bytes) {
@@ -241,6 +244,10 @@ static bool charge(device_account *a, size_t bytes) {
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
+    if (!in_use()) {
+        sim_ledger_open();
+        sim_invite_guest();
+    }
     a->context = true;
     note_peak(a);
 }
