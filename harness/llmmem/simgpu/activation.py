@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
@@ -34,6 +35,8 @@ ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
+    "compiled kernels are chosen without benchmarks: the library's, else the first that fits the "
+    "card; matrix products are not padded",
 )
 
 
@@ -148,8 +151,11 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     torch = _torch_for(card)
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
-    account.configure(_card(card, count, torch))
+    text = _card(card, count, torch)
+    account.configure(text)
     os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    compilation.register()
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, libraries, account)
     return _process.gpu
@@ -176,11 +182,13 @@ def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries) -> dict[str, s
         )
     if os.environ.get("LD_PRELOAD"):
         preloaded.append(os.environ["LD_PRELOAD"])
+    card = _card(gpu, count, _required_torch())
     return {
         "LD_PRELOAD": ":".join(preloaded),
-        CARD_VARIABLE: _card(gpu, count, _required_torch()),
+        CARD_VARIABLE: card,
         HOME_VARIABLE: str(HOME),
         ATTENTION_VARIABLE: "1",
+        **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
 
 
@@ -205,6 +213,7 @@ def _inherited() -> SimulatedGpu | None:
     if card is None or core is None:
         return None
     fields = dict(field.split("=", 1) for field in card.split(";"))
+    compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
     return SimulatedGpu(

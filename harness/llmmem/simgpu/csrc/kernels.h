@@ -3,6 +3,7 @@
 #define LLMMEM_KERNELS_H
 
 #include "account.h"
+#include "cubin.h"
 
 /* The numbers of cudaError_t that a launch can end with. */
 #define SIM_LAUNCHED 0
@@ -12,6 +13,10 @@
 /* A fat binary of the program (what the compiler's start-up code registers), and its kernels. */
 SIM_API void *sim_register_module(const void *wrapper);
 SIM_API void sim_register_kernel(void *module, const void *host_function, const char *name);
+
+/* A kernel loaded at run time, and what its code says of it (kept; may be NULL). */
+SIM_API void sim_register_loaded_kernel(const void *function, const char *name, const sim_cubin *cubin);
+SIM_API const sim_cubin *sim_kernel_cubin(const void *function);
 
 /* The name of a kernel, or NULL. */
 SIM_API const char *sim_kernel_name(const void *host_function);
