@@ -2,8 +2,8 @@
 
 ``python -m llmmem.worker DEVICE`` reads jobs from standard input and writes replies to standard
 output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
-``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` and its
-reply one of
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` (``gpu``
+is the card to assume, or to cap a run to) and its reply one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
@@ -144,9 +144,11 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
             from llmmem.estimation import estimate
 
             return {"result": estimate(setup, job["gpu"]).to_dict()}
+        from llmmem.catalogue.gpus import find_gpu
         from llmmem.measurement.run import run_here
 
-        return {"result": run_here(setup, device).to_dict()}
+        cap = None if job["gpu"] is None else find_gpu(job["gpu"])
+        return {"result": run_here(setup, device, cap).to_dict()}
     except InputError as error:
         return {"refused": {"kind": "input", "message": str(error)}}
     except UnsupportedError as error:

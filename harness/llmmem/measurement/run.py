@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmmem import simgpu
+from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
 from llmmem.measurement.history import History
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
     from llmmem.measurement.attribution import Attribution
     from llmmem.results import Outcome, Peaks
@@ -33,10 +35,11 @@ __all__ = ["run_here"]
 LARGEST_HOLDERS = 20
 
 
-def run_here(setup: Setup, device: Device) -> RunResult:
+def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
     """Build the setup and do its steps on the device, in this process, and measure.
 
-    The process must not have used CUDA before.
+    The process must not have used CUDA before. With a cap it runs out of memory where it would on
+    that card, if the device is larger.
 
     Raises:
         InputError: The setup names something that does not exist.
@@ -52,7 +55,8 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     outcome: Outcome = "ok"
     message = ""
     try:
-        with history.timeline.recording_calls():
+        limited = nullcontext() if cap is None else capped(cap, device.index)
+        with limited, history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
     except torch.OutOfMemoryError as error:
         outcome, message = "oom", str(error).splitlines()[0]
@@ -78,7 +82,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
-        notes=tuple(_notes(peaks, attribution)),
+        notes=(*_notes(peaks, attribution), *_cap_notes(cap, device)),
     )
 
 
@@ -114,6 +118,14 @@ class _RunObserver:
 def _phase_results(peaks: Mapping[str, Peaks], attribution: Attribution) -> tuple[PhaseResult, ...]:
     components = {phase.phase: phase.components for phase in attribution.phases}
     return tuple(PhaseResult(name, peak, components.get(name)) for name, peak in peaks.items())
+
+
+def _cap_notes(cap: Gpu | None, device: Device) -> Iterator[str]:
+    if cap is not None and is_smaller(cap, device.index):
+        yield (
+            f"capped to the memory of the {cap.title}: kernels, their workspaces and the context are "
+            "those of the device"
+        )
 
 
 def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:

@@ -170,16 +170,14 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     card = _asked_for(gpu, count)
     for problem in check():
         raise UnsupportedError(str(problem))
-    return _environment(card, count, build(_torch_for(card), _cache_directory()))
+    torch, cache = _torch_for(card), _cache_directory()
+    _check_preloadable(cache)  # before it takes the time to build
+    return _environment(card, count, build(torch, cache))
 
 
 def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries) -> dict[str, str]:
+    _check_preloadable(libraries.core.parent)
     preloaded = [str(path) for path in libraries.paths]
-    if any(separator in preloaded[0] for separator in " :"):
-        raise UnsupportedError(
-            f"a program cannot be given libraries from {str(libraries.core.parent)!r}: the loader "
-            "takes spaces and colons for separators; set XDG_CACHE_HOME to a directory without them"
-        )
     if os.environ.get("LD_PRELOAD"):
         preloaded.append(os.environ["LD_PRELOAD"])
     card = _card(gpu, count, _required_torch())
@@ -190,6 +188,14 @@ def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries) -> dict[str, s
         ATTENTION_VARIABLE: "1",
         **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
+
+
+def _check_preloadable(directory: Path) -> None:
+    if any(separator in str(directory) for separator in " :"):
+        raise UnsupportedError(
+            f"a program cannot be given libraries from {str(directory)!r}: the loader takes spaces "
+            "and colons for separators; set XDG_CACHE_HOME to a directory without them"
+        )
 
 
 def _asked_for(gpu: str | Gpu, count: int) -> Gpu:
@@ -269,7 +275,9 @@ def _too_late() -> tuple[Problem, ...]:
     if "torch" in sys.modules:
         return (
             Problem(
-                "torch is imported already", "activate the simulated GPU before torch is imported"
+                "torch is imported already",
+                "activate the simulated GPU before torch is imported (in a notebook: restart the "
+                "kernel and do it in the first cell)",
             ),
         )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
