@@ -75,7 +75,8 @@ def show_program(result: ProgramResult) -> None:
     """Print the peaks of each process on standard error, the program's output being on the other."""
     console = _console(stderr=True)
     ending = _ending(result.outcome, result.message)
-    console.print(f"\nllmmem: {result.source} on {result.device} ({result.gpu}): {ending}")
+    headline = f"llmmem: {result.source} on {result.device} ({result.gpu}): {ending}"
+    console.print(f"\n{headline}", soft_wrap=True)
     if result.processes:
         table = _table("process", "GPU", *(f"peak {metric}" for metric in METRICS))
         for process in result.processes:
