@@ -11,7 +11,8 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
+from inspect import isclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +111,14 @@ def build(
     with quiet_libraries():
         model = skeleton(setup)
         config = model.config
+        adapter = _adapter_config(setup) if setup.has_adapter else None
         quantizer = _lay_out_quantized(model, setup) if setup.is_quantized else None
-        _check_positions(model, setup)
+        # Prompts that are learned take positions before those of the batch.
+        _check_positions(model, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
         _create(model, device, move or move_to_device)
         if quantizer is not None:
             quantizer.postprocess_model(model)
-        wrapped = _with_adapter(model, setup)
+        wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
         if setup.gradient_checkpointing:
             _enable_checkpointing(wrapped, setup)
         wrapped.train(setup.is_train)
@@ -248,8 +251,6 @@ def _check_supported(setup: Setup) -> None:
             f"parallel strategy {setup.parallel['strategy']!r} is not built yet: "
             "run the setup without it for the peak of a single GPU"
         )
-    if setup.mode == "generate":
-        raise UnsupportedError("mode 'generate' is not built yet: use mode 'forward'")
     if setup.quantization == "fp8":
         raise UnsupportedError(
             "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
@@ -274,12 +275,13 @@ def _check_task(setup: Setup, config: PretrainedConfig) -> None:
         )
 
 
-def _check_positions(model: PreTrainedModel, setup: Setup) -> None:
+def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) -> None:
     """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
     for rows in _position_tables(model):
-        if setup.seq_len > rows:
+        if setup.seq_len + virtual_tokens > rows:
+            taken = f", of which the adapter takes {virtual_tokens}" if virtual_tokens else ""
             raise InputError(
-                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions"
+                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions{taken}"
             )
 
 
@@ -377,22 +379,21 @@ def _initialise(parameter: nn.Parameter, name: str) -> None:
         parameter.fill_(1)
 
 
-def _with_adapter(model: PreTrainedModel, setup: Setup) -> nn.Module:
-    if not setup.has_adapter:
-        return model
+def _with_adapter(model: PreTrainedModel, config: Any, setup: Setup) -> nn.Module:
     import peft
 
-    config = _adapter_config(setup)
     if setup.kbit_prepare:
         # Checkpointing is switched on later, in the same way for every setup.
         peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             model, use_gradient_checkpointing=False
         )
+    if setup.mode != "generate" and hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # as the batch has it; X-LoRA takes no other model
     try:
         wrapped: nn.Module = peft.get_peft_model(model, config)
-    except ImportError as error:
+    except (ImportError, NotImplementedError) as error:
         raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the adapter does not fit the model: {_one_line(error)}") from error
     if setup.adapter_dtype is not None:
         dtype = _torch_dtype(setup.adapter_dtype)
@@ -410,14 +411,25 @@ def _adapter_config(setup: Setup) -> Any:
     name = table.pop("peft_type")
     if name not in types:
         raise unknown("peft_type", name, sorted(types))
-    accepted = [field.name for field in fields(types[name]) if field.init]
+    accepted = {field.name: field for field in fields(types[name]) if field.init}
     for key in table:
         if key not in accepted:
-            raise unknown(f"{name} adapter key", key, accepted)
+            raise unknown(f"{name} adapter key", key, list(accepted))
     try:
-        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | table)
+        values = {key: _nested(accepted[key], value) for key, value in table.items()}
+        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | values)
+    except ImportError as error:
+        raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"invalid {name} adapter: {_one_line(error)}") from error
+
+
+def _nested(field: Field[Any], value: Any) -> Any:
+    """A table as the object that the field holds; PEFT makes those that are optional itself."""
+    made_by: Any = field.default_factory
+    if isinstance(value, Mapping) and isclass(made_by) and is_dataclass(made_by):
+        return made_by(**value)
+    return value
 
 
 def _enable_checkpointing(model: Any, setup: Setup) -> None:

@@ -167,12 +167,8 @@ def _prepared_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
             for number in (0.0, float("-inf"))
         )
         mask = torch.where(mask, zero, lowest)
-    batch, heads, queries, _ = query.shape
-    bias = mask.expand(batch, heads, queries, key.shape[2])
-    keys = bias.shape[-1]
-    if keys % 16:
-        # Rows start at multiples of 16 elements: padded, then cut back.
-        return functional.pad(bias, (0, -keys % 16))[..., :keys]
-    if any(stride % 16 for stride in bias.stride()[:3]):
-        return bias.contiguous()
-    return bias
+    keys = mask.shape[-1]
+    if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+        # Rows must start at multiples of 8 elements: padded by 1 to 8 of them, then cut back.
+        mask = functional.pad(mask, (0, 8 - keys % 8))[..., :keys]
+    return mask.expand(*query.shape[:3], key.shape[2])

@@ -31,6 +31,7 @@ __all__ = [
 
 FLOAT = 4
 INDEX = 8
+FLOAT_AND_INDEX = 16  # a pair, aligned
 
 
 def round_up(value: int, multiple: int) -> int:

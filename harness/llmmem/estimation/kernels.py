@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmmem.estimation.hidden import (
     FLOAT,
+    FLOAT_AND_INDEX,
     INDEX,
     efficient_backward_workspace,
     embedding_segments,
@@ -118,6 +119,10 @@ def _reduce_bytes(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
     if func._overloadpacket is aten.any:
         tracer.set_truth(out, False)
     return out
+
+
+def _find_extreme(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    return _reduced(tracer, func, args, kwargs, FLOAT_AND_INDEX)
 
 
 def _reduced(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords, accumulator: int) -> Any:
@@ -505,6 +510,7 @@ _HANDLERS: dict[Handler, str] = {
         "prod.dim_int"
     ),
     _reduce_bytes: "any.default any.dim any.dims all.default all.dim all.dims",
+    _find_extreme: "argmax.default argmin.default",
     _foreach_norm: "_foreach_norm.Scalar",
     _cumsum: "cumsum.default",
     _matrix_product: (

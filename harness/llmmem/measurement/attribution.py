@@ -107,7 +107,8 @@ def attribute(
     Of the others, *activations* are those that were born in a module's call and outlive the
     outermost call they were born in (in a forward phase, or recomputed during backward), and those
     born in a forward phase outside of modules (the batch, the loss). All else are *temporaries*:
-    what ends with the call that made it, and workspaces that are never given back.
+    what ends with the call that made it, and workspaces that are never given back. A run that
+    ended while it was loading has no labels: what it had made by then are *weights*.
 
     Args:
         events: All events in order. Blocks freed without having been allocated are ignored.
@@ -148,6 +149,8 @@ def _lives(
     def end(address: int, died: int | None) -> None:
         born = live.pop(address)
         component = label_of.component(address, born, died)
+        if component is None and not labels and phase_of(born) == "load":
+            component = "weights"
         if component is None:
             component = _unlabelled(born, died, phase_of(born), outermost.end(born))
         lives.append(_Life(events[born].bytes, born, died, component, modules[born]))

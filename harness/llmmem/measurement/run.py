@@ -12,6 +12,7 @@ import torch
 from llmmem import simgpu
 from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.measurement.history import History
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
@@ -58,8 +59,11 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         limited = nullcontext() if cap is None else capped(cap, device.index)
         with limited, history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
-    except torch.OutOfMemoryError as error:
-        outcome, message = "oom", str(error).splitlines()[0]
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) or is_cuda_error(error)):
+            raise
+        outcome = "oom" if is_out_of_memory(error) else "crashed"
+        message = describe(error)
     peaks = observer.peaks.total()
     gauge.stop()
     attribution = history.stop()
@@ -76,6 +80,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         components=attribution.components,
         phases=_phase_results(observer.peaks.phases, attribution),
         holders=attribution.holders[:LARGEST_HOLDERS],
+        trainable_parameters=observer.trainable_parameters,
         step_seconds=None if simulated else observer.step_seconds,
         context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,
         context_source=("modelled" if simulated else "measured") if has_context else None,
@@ -92,6 +97,7 @@ class _RunObserver:
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks
         self.step_seconds: float | None = None
+        self.trainable_parameters: int | None = None
         self._timeline = history.timeline
         self._device = device
 
@@ -109,6 +115,7 @@ class _RunObserver:
         self.step_seconds = time.perf_counter() - began
 
     def watch(self, model: nn.Module) -> None:
+        self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._timeline.watch(model)
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
@@ -132,9 +139,9 @@ def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     simulated = simgpu.active()
     if simulated is not None:
         yield from simulated.notes
-    elif peaks.process is None:
+    if peaks.process is None:
         yield "NVML does not tell what this process holds"
-    else:
+    elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:
         # The account by components comes from the history: it says so when it does not add up.

@@ -21,5 +21,14 @@ from llmmem.simgpu.activation import (
     check,
     program_environment,
 )
+from llmmem.simgpu.faults import Faults
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
+__all__ = [
+    "Faults",
+    "Problem",
+    "SimulatedGpu",
+    "activate",
+    "active",
+    "check",
+    "program_environment",
+]

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
+from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
 
@@ -35,8 +41,6 @@ ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
-    "compiled kernels are chosen without benchmarks: the library's, else the first that fits the "
-    "card; matrix products are not padded",
 )
 
 
@@ -62,16 +66,29 @@ class SimulatedGpu:
     Attributes:
         gpu: The card.
         count: How many of them there are.
-        notes: What differs from a real card.
         libraries: The compiled libraries.
+        faults: What is to go wrong on them, now.
     """
 
-    def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
+    def __init__(
+        self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account, faults: Faults
+    ) -> None:
         self.gpu = gpu
         self.count = count
-        self.notes = NOTES
         self.libraries = libraries
+        self.faults = faults
         self._account = account
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from a real card, so far as this process makes use of it, and its faults."""
+        asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
+        return (*NOTES, *compilation.notes(), *asked_for)
+
+    @property
+    def tells_process_bytes(self) -> bool:
+        """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
+        return self.faults.nvml is None
 
     @property
     def context_bytes(self) -> int:
@@ -93,6 +110,30 @@ class SimulatedGpu:
         """Start a new peak from what is held now."""
         self._account.reset_peak(self._checked(device))
 
+    @contextmanager
+    def inject(self, faults: Faults | str) -> Iterator[None]:
+        """While inside, let these faults happen in this process, and no others.
+
+        Counts start anew. Afterwards those of before are in force, and start anew too; a device
+        that a fault broke works again, which a real one does not before its process has ended.
+
+        Example:
+            >>> with gpu.inject("oom_at=3"):
+            ...     train()
+
+        Args:
+            faults: The faults, or their text (`Faults.parse`).
+
+        Raises:
+            InputError: The text is not valid.
+        """
+        before = self.faults
+        self._set_faults(Faults.parse(faults) if isinstance(faults, str) else faults)
+        try:
+            yield
+        finally:
+            self._set_faults(before)
+
     def environment(self) -> dict[str, str]:
         """Environment variables with which a new program has these GPUs, with an account of its own.
 
@@ -101,7 +142,11 @@ class SimulatedGpu:
         Raises:
             UnsupportedError: The libraries lie where no program can be given them.
         """
-        return _environment(self.gpu, self.count, self.libraries)
+        return _environment(self.gpu, self.count, self.libraries, self.faults)
+
+    def _set_faults(self, faults: Faults) -> None:
+        self._account.set_faults(str(faults))
+        self.faults = faults
 
     def _checked(self, device: int) -> int:
         if not 0 <= device < self.count:
@@ -137,8 +182,10 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         gpu: A card of the catalogue, or its name.
         count: How many of them, 1 to 16.
 
+    The faults that ``LLMMEM_SIMULATED_FAULTS`` names are in force from the start (`Faults`).
+
     Raises:
-        InputError: No such card, or another count.
+        InputError: No such card, another count, or faults that are not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
             card; or other GPUs are in use.
     """
@@ -146,6 +193,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     before = active()
     if before is not None and (before.gpu, before.count) == (card, count):
         return before
+    faults = before.faults if before else faults_from_environment()
     for problem in check() if before else (*check(), *_too_late()):
         raise UnsupportedError(str(problem))
     torch = _torch_for(card)
@@ -157,7 +205,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
-    _process.gpu = SimulatedGpu(card, count, libraries, account)
+    _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
     return _process.gpu
 
 
@@ -168,14 +216,15 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     arguments and the errors are those of `activate`.
     """
     card = _asked_for(gpu, count)
+    faults = faults_from_environment()
     for problem in check():
         raise UnsupportedError(str(problem))
     torch, cache = _torch_for(card), _cache_directory()
     _check_preloadable(cache)  # before it takes the time to build
-    return _environment(card, count, build(torch, cache))
+    return _environment(card, count, build(torch, cache), faults)
 
 
-def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries) -> dict[str, str]:
+def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults) -> dict[str, str]:
     _check_preloadable(libraries.core.parent)
     preloaded = [str(path) for path in libraries.paths]
     if os.environ.get("LD_PRELOAD"):
@@ -186,6 +235,7 @@ def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries) -> dict[str, s
         CARD_VARIABLE: card,
         HOME_VARIABLE: str(HOME),
         ATTENTION_VARIABLE: "1",
+        FAULTS_VARIABLE: str(faults),
         **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
 
@@ -222,9 +272,8 @@ def _inherited() -> SimulatedGpu | None:
     compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    return SimulatedGpu(
-        find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core)
-    )
+    gpu, count = find_gpu(fields["name"]), int(fields["count"])
+    return SimulatedGpu(gpu, count, libraries, open_account(core), faults_from_environment())
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:

@@ -26,14 +26,30 @@ if TYPE_CHECKING:
 
     from llmmem.simgpu.builder import BuiltLibraries
 
-__all__ = ["register", "settings"]
+__all__ = ["notes", "register", "settings"]
 
 #: The directories of compiled code: the variable that names each, and ours where it is not set.
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 OWN_PREFIX = "simulated-"
 
+#: Caches shared between machines, which would take what was chosen here to a real card.
+REMOTE_CACHES = (
+    "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE",
+    "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE",
+    "TORCHINDUCTOR_AUTOTUNE_REMOTE_CACHE",
+    "TORCHINDUCTOR_BUNDLED_AUTOTUNE_REMOTE_CACHE",
+)
+
 #: What a benchmark answers, in milliseconds.
 NO_TIME = 1.0
+
+#: What was decided in this process otherwise than on a real card, in order.
+_decided: dict[str, None] = {}
+
+
+def notes() -> tuple[str, ...]:
+    """What was compiled in this process otherwise than it may be on a real card."""
+    return tuple(_decided)
 
 
 def settings(
@@ -46,7 +62,8 @@ def settings(
         libraries: The libraries of the simulated GPU.
         cache: Where compiled code is kept when the environment does not say so.
         environment: What is set already. Directories for compiled code are kept, and a
-            subdirectory of them is used; other settings of the user's are left alone.
+            subdirectory of them is used; caches on other machines are switched off; other
+            settings of the user's are left alone.
     """
     digest = hashlib.sha256(f"{libraries.core}\0{card}".encode()).hexdigest()[:12]
     chosen = {
@@ -62,6 +79,7 @@ def settings(
             name: str(_base(environment.get(name)) or cache / own) + f"/{OWN_PREFIX}{digest}"
             for name, own in CACHES.items()
         },
+        **dict.fromkeys(REMOTE_CACHES, "0"),
     }
 
 
@@ -112,6 +130,7 @@ def _choose_without_trial(module: ModuleType) -> None:
     prune = autotuner.prune_configs
 
     def first_that_loads(self: Any, kwargs: dict[str, Any]) -> list[Any]:
+        _decided["Triton's autotuner took the first configuration that fits the card"] = None
         pruned = prune(self, kwargs)
         return next(([config] for config in pruned if _loads(self, config, kwargs)), pruned[:1])
 
@@ -145,6 +164,7 @@ def _take_the_librarys(module: ModuleType) -> None:
 
     def without_trial(self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any) -> Any:
         if len(choices) > 1:
+            _decided["Inductor took a library's kernel where max-autotune tries its own"] = None
             of_libraries = (each for each in choices if isinstance(each, module.ExternKernelCaller))
             own = (each for each in choices if _precompiles(each))
             choices = [next(of_libraries, None) or next(own, choices[0])]
@@ -182,8 +202,14 @@ def _answer_without_trial(module: ModuleType) -> None:
             kind.benchmark_gpu_with_cuda_graph = without_trial  # type: ignore[attr-defined]
 
 
+def _say_what_is_not_tried(module: ModuleType) -> None:
+    """Inductor is in use."""
+    _decided["compiled code pads no matrix product"] = None
+
+
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "triton.runtime.autotuner": _choose_without_trial,
+    "torch._inductor.compile_fx": _say_what_is_not_tried,
     "torch._inductor.runtime.benchmarking": _answer_without_trial,
     "torch._inductor.runtime.coordinate_descent_tuner": _keep_the_baseline,
     "torch._inductor.select_algorithm": _take_the_librarys,

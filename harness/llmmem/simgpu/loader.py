@@ -24,7 +24,9 @@ class Account:
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
-        core.sim_configure.argtypes, core.sim_configure.restype = [ctypes.c_char_p], ctypes.c_int
+        for name in ("sim_configure", "sim_set_faults"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
         note = core.sim_ledger_note_allocator
         note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
         failed = core.sim_ledger_note_failure
@@ -43,6 +45,12 @@ class Account:
             )
         if status:
             raise ValueError(f"field {status} of {card!r} is not understood")
+
+    def set_faults(self, faults: str) -> None:
+        """Let these faults happen and no others, from now on (``csrc/faults.h``)."""
+        status = self._core.sim_set_faults(faults.encode())
+        if status:
+            raise ValueError(f"field {status} of {faults!r} is not understood")
 
     def process_bytes(self, device: int) -> int:
         """What this process holds on the device."""

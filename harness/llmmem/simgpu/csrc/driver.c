@@ -2,6 +2,7 @@
  * builder generates them from the header). */
 #include "account.h"
 #include "copies.h"
+#include "faults.h"
 #include "kernels.h"
 #include "streams.h"
 
@@ -12,6 +13,9 @@
 #include <string.h>
 
 static bool is_device(int device) { return device >= 0 && device < sim_get_card()->count; }
+
+/* What a call of the context ends with that has nothing else to say. */
+static CUresult state(void) { return (CUresult)sim_broken(); }
 
 /* A context is the account of its device; its handle is the device's number and one. */
 static CUcontext context_of(int device) { return (CUcontext)(uintptr_t)(device + 1); }
@@ -30,12 +34,22 @@ CUresult cuDriverGetVersion(int *version) {
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {
-    *name = error == CUDA_SUCCESS ? "CUDA_SUCCESS" : error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_UNKNOWN";
+    switch (error) {
+        case CUDA_SUCCESS: *name = "CUDA_SUCCESS"; break;
+        case CUDA_ERROR_OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+        case CUDA_ERROR_ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+        default: *name = "CUDA_ERROR_UNKNOWN"; break;
+    }
     return CUDA_SUCCESS;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
-    *text = error == CUDA_SUCCESS ? "no error" : error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "unknown error";
+    switch (error) {
+        case CUDA_SUCCESS: *text = "no error"; break;
+        case CUDA_ERROR_OUT_OF_MEMORY: *text = "out of memory"; break;
+        case CUDA_ERROR_ILLEGAL_ADDRESS: *text = "an illegal memory access was encountered"; break;
+        default: *text = "unknown error"; break;
+    }
     return CUDA_SUCCESS;
 }
 
@@ -242,6 +256,14 @@ CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
     return CUDA_SUCCESS;
 }
 
+/* Everything is done already. */
+CUresult cuCtxSynchronize(void) { return state(); }
+
+CUresult cuStreamSynchronize(CUstream stream) {
+    (void)stream;
+    return state();
+}
+
 CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     if (least) *least = 0;
     if (greatest) *greatest = -5;
@@ -252,11 +274,13 @@ CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
 
 static CUresult allocate(CUdeviceptr *pointer, size_t size, sim_kind kind) {
     if (!size) return CUDA_ERROR_INVALID_VALUE;
+    if (state()) return state();
     *pointer = sim_allocate(kind, size, sim_current_device());
     return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult deallocate(uintptr_t pointer, sim_kind kind) {
+    if (state()) return state();
     return !pointer || sim_release(kind, pointer) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -299,7 +323,7 @@ CUresult cuMemGetInfo(size_t *available, size_t *total) {
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
-    return CUDA_SUCCESS;
+    return state();
 }
 
 CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr pointer) {
@@ -340,8 +364,8 @@ CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *names, 
 /* ---- copies --------------------------------------------------------------------------------------- */
 
 static CUresult copy(uintptr_t to, uintptr_t from, size_t n) {
-    sim_copy(to, from, n);
-    return CUDA_SUCCESS;
+    if (!state()) sim_copy(to, from, n);
+    return state();
 }
 
 CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) { return copy(to, from, n); }
@@ -370,8 +394,8 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream 
 }
 
 static CUresult set(uintptr_t to, size_t count, const void *pattern, size_t width) {
-    sim_set(to, count * width, pattern, width);
-    return CUDA_SUCCESS;
+    if (!state()) sim_set(to, count * width, pattern, width);
+    return state();
 }
 
 CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t n) { return set(to, n, &value, sizeof value); }
@@ -420,6 +444,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
                      unsigned long long flags) {
     (void)flags;
     if (!size || size % SIM_PAGE || !is_device(wanted->location.id)) return CUDA_ERROR_INVALID_VALUE;
+    if (state()) return state();
     *handle = sim_physical_create(size, wanted->location.id);
     return *handle ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }

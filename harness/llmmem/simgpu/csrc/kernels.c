@@ -1,6 +1,7 @@
 #include "kernels.h"
 
 #include "effects.h"
+#include "faults.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -184,6 +185,8 @@ int sim_launch(const void *host_function, void **arguments) {
     kernel *k = find(host_function);
     if (!k) return SIM_INVALID_FUNCTION;
     if (!architecture_of(k)) return SIM_NO_KERNEL_IMAGE;
+    int broken = sim_fault_at_launch();
+    if (broken) return broken;
     if (arguments) apply(k, arguments);
     return SIM_LAUNCHED;
 }

@@ -23,7 +23,8 @@ SIM_API const char *sim_kernel_name(const void *host_function);
 /* The architecture (86 for sm_86) of the code that a card runs of this kernel's module: the highest
  * that the module was built for and that the card can run. 0 if there is none. */
 SIM_API int sim_kernel_architecture(const void *host_function);
-/* Take note of a launch. arguments is CUDA's array of pointers to the kernel's parameters, or NULL. */
+/* Take note of a launch. arguments is CUDA's array of pointers to the kernel's parameters, or NULL. Returns
+ * one of the numbers above, or what sim_broken does (faults.h). */
 SIM_API int sim_launch(const void *host_function, void **arguments);
 
 /* The configuration of a <<<>>> launch, between the two calls that the compiler makes of it. */
