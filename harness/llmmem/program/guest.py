@@ -21,6 +21,7 @@ from llmmem.simgpu.loader import open_account
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmmem.simgpu import SimulatedGpu
     from llmmem.simgpu.loader import Account
 
 __all__ = ["join"]
@@ -31,7 +32,7 @@ def join() -> None:
     gpu = simgpu.active()  # which sees to a clean end of the interpreter
     if gpu is None or DIRECTORY_VARIABLE not in os.environ:
         return
-    note = partial(_note, open_account(gpu.libraries.core))
+    note = partial(_note, gpu, open_account(gpu.libraries.core))
     resets = ExitStack()
     if "torch" in sys.modules:
         from llmmem.measurement.gauges import before_resets
@@ -44,8 +45,9 @@ def join() -> None:
         setattr(os, name, _preceded(note, getattr(os, name)))
 
 
-def _note(account: Account) -> None:
-    """Note what PyTorch's allocator has reached in this process."""
+def _note(gpu: SimulatedGpu, account: Account) -> None:
+    """Note what PyTorch's allocator has reached in this process, and how to read it."""
+    account.note_remarks("\n".join(gpu.notes))
     torch = sys.modules.get("torch")
     if torch is None:
         return

@@ -19,7 +19,7 @@ DIRECTORY_VARIABLE = "LLMMEM_SIMULATED_GPU_LEDGERS"
 
 _MAGIC = b"llmmem01"
 _MOST_DEVICES = 16
-_LAYOUT = struct.Struct(f"=8sQ{3 * _MOST_DEVICES}Q1024s4096s")
+_LAYOUT = struct.Struct(f"=8sQ{3 * _MOST_DEVICES}Q1024s2048s4096s")
 _NOT_KNOWN = 2**64 - 1
 
 
@@ -30,10 +30,12 @@ class Ledger:
     Attributes:
         processes: Its peaks on each GPU that it used.
         failure: How it ran out of memory; empty if it did not.
+        remarks: What decides how to read its figures; nothing of a process that was killed.
     """
 
     processes: tuple[ProcessPeaks, ...]
     failure: str
+    remarks: tuple[str, ...]
 
 
 def read_ledgers(directory: Path) -> tuple[Ledger, ...]:
@@ -47,9 +49,13 @@ def _read(data: bytes) -> Ledger | None:
     """A ledger; None if the process was ended while it began it."""
     if not data.startswith(_MAGIC):
         return None
-    _, pid, *sizes, failure, command = _LAYOUT.unpack(data)
+    _, pid, *sizes, failure, remarks, command = _LAYOUT.unpack(data)
     arguments = tuple(_text(argument) for argument in command.rstrip(b"\0").split(b"\0"))
-    return Ledger(tuple(_processes(pid, arguments, sizes)), _text(failure.partition(b"\0")[0]))
+    return Ledger(
+        tuple(_processes(pid, arguments, sizes)),
+        _text(failure.partition(b"\0")[0]),
+        tuple(_text(remarks.partition(b"\0")[0]).splitlines()),
+    )
 
 
 def _processes(pid: int, command: tuple[str, ...], sizes: list[int]) -> Iterator[ProcessPeaks]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from llmmem.devices import Device
     from llmmem.program.ledger import Ledger
-    from llmmem.program.result import ProcessPeaks
     from llmmem.results import Outcome
 
 __all__ = ["run_program"]
@@ -36,7 +35,7 @@ UNUSED = (
     "no process of the program used the simulated GPU (it fits the PyTorch that llmmem is "
     "installed beside, and no other)"
 )
-SHARED = "processes that share a GPU do not see each other's memory: each has an account of its own"
+SHARED = "processes that share a GPU take no memory from each other: each has an account of its own"
 
 
 def run_program(
@@ -76,7 +75,7 @@ def run_program(
         message=message,
         processes=processes,
         versions=library_versions(),
-        notes=tuple(_notes(processes)),
+        notes=tuple(_notes(ledgers)),
     )
 
 
@@ -124,10 +123,11 @@ def _outcome(status: int, ledgers: Sequence[Ledger]) -> tuple[Outcome, str]:
     return "crashed", f"exited with code {status}"
 
 
-def _notes(processes: Sequence[ProcessPeaks]) -> Iterator[str]:
-    if not processes:
+def _notes(ledgers: Sequence[Ledger]) -> Iterator[str]:
+    if not ledgers:
         yield UNUSED
         return
-    yield from NOTES
-    if max(Counter(process.index for process in processes).values()) > 1:
+    yield from dict.fromkeys((*NOTES, *(line for each in ledgers for line in each.remarks)))
+    users = Counter(process.index for each in ledgers for process in each.processes)
+    if max(users.values()) > 1:
         yield SHARED

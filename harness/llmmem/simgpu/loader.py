@@ -29,8 +29,9 @@ class Account:
             function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
         note = core.sim_ledger_note_allocator
         note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
-        failed = core.sim_ledger_note_failure
-        failed.argtypes, failed.restype = [ctypes.c_char_p], None
+        for name in ("sim_ledger_note_failure", "sim_ledger_note_remarks"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], None
 
     def configure(self, card: str) -> None:
         """Set the card, from ``key=value`` fields with semicolons between them.
@@ -71,6 +72,10 @@ class Account:
     def note_failure(self, text: str) -> None:
         """Note in the ledger of this process, if it has one, how it ran out of memory."""
         self._core.sim_ledger_note_failure(text.encode())
+
+    def note_remarks(self, lines: str) -> None:
+        """Note in the ledger of this process, if it has one, how to read its figures."""
+        self._core.sim_ledger_note_remarks(lines.encode())
 
 
 def load(libraries: BuiltLibraries) -> Account:

@@ -74,3 +74,7 @@ void sim_ledger_note_allocator(int device, uint64_t allocated, uint64_t reserved
 void sim_ledger_note_failure(const char *text) {
     if (ledger) snprintf(ledger->failure, sizeof ledger->failure, "%s", text);
 }
+
+void sim_ledger_note_remarks(const char *lines) {
+    if (ledger) snprintf(ledger->remarks, sizeof ledger->remarks, "%s", lines);
+}

@@ -23,6 +23,7 @@ typedef struct {
     uint64_t pid;
     sim_ledger_peaks devices[SIM_MAX_DEVICES];
     char failure[1024]; /* how it ran out of memory, if it did */
+    char remarks[2048]; /* what decides how to read the figures, a line each */
     char command[4096]; /* its arguments, each ended by a 0 */
 } sim_ledger;
 
@@ -35,5 +36,6 @@ void sim_ledger_note(int device, size_t process_bytes);
 /* What PyTorch's allocator reached on a device; only a higher figure changes what is noted. */
 SIM_API void sim_ledger_note_allocator(int device, uint64_t allocated, uint64_t reserved);
 SIM_API void sim_ledger_note_failure(const char *text);
+SIM_API void sim_ledger_note_remarks(const char *lines);
 
 #endif
