@@ -28,6 +28,11 @@ class Account:
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
+        note = core.sim_ledger_note_allocator
+        note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
+        for name in ("sim_ledger_note_failure", "sim_ledger_note_remarks"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], None
 
     def configure(self, card: str) -> None:
         """Set the card, from ``key=value`` fields with semicolons between them.
@@ -64,6 +69,18 @@ class Account:
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""
         self._core.sim_reset_peak(device)
+
+    def note_allocator(self, device: int, allocated: int, reserved: int) -> None:
+        """Note in the ledger of this process, if it has one, what PyTorch's allocator reached."""
+        self._core.sim_ledger_note_allocator(device, allocated, reserved)
+
+    def note_failure(self, text: str) -> None:
+        """Note in the ledger of this process, if it has one, how it ran out of memory."""
+        self._core.sim_ledger_note_failure(text.encode())
+
+    def note_remarks(self, lines: str) -> None:
+        """Note in the ledger of this process, if it has one, how to read its figures."""
+        self._core.sim_ledger_note_remarks(lines.encode())
 
 
 def load(libraries: BuiltLibraries) -> Account:

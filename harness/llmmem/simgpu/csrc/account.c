@@ -1,6 +1,8 @@
 #include "account.h"
 
 #include "faults.h"
+#include "guest.h"
+#include "ledger.h"
 #include "processes.h"
 #include "values.h"
 #include "visible.h"
@@ -246,6 +248,7 @@ static size_t process_bytes(const device_account *a) {
 static void note_change(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
+    sim_ledger_note((int)(a - accounts), now);
     sim_publish((int)(a - accounts), now);
 }
 
@@ -265,6 +268,10 @@ static void discharge(device_account *a, size_t bytes) {
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
+    if (!in_use()) {
+        sim_ledger_open();
+        sim_invite_guest();
+    }
     a->context = true;
     note_change(a);
 }
