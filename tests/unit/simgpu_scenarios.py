@@ -253,10 +253,18 @@ def replay(name: str) -> Any:
                 outcome = "oom"
             if outcome != operation:
                 return [position, operation, outcome]
-        seen = [torch.cuda.memory_allocated(), torch.cuda.memory_reserved()]
-        if seen != rest[-4:-2]:
+        stats = torch.cuda.memory_stats()
+        seen = [
+            torch.cuda.memory_allocated(),
+            torch.cuda.memory_reserved(),
+            stats["requested_bytes.all.current"],
+            stats["num_alloc_retries"],
+        ]
+        if seen != rest[-4:]:
             return [position, operation, seen, rest]
-    return None
+    peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
+    recorded = [trace["peak_allocated"], trace["peak_reserved"]]
+    return None if peaks == recorded else ["peaks", peaks, recorded]
 
 
 for trace_path in sorted(TRACES.glob("*.json")):

@@ -44,6 +44,8 @@ static const struct {
     {cudaErrorSymbolNotFound, "cudaErrorSymbolNotFound", "named symbol not found"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorPeerAccessAlreadyEnabled, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
+     "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
@@ -226,7 +228,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t size, cudaMemPool_t p
 
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -240,8 +242,8 @@ cudaError_t cudaFreeHost(void *pointer) { return deallocate(pointer, SIM_HOST); 
 
 cudaError_t cudaHostRegister(void *pointer, size_t size, unsigned int flags) {
     (void)flags;
-    sim_register_host((uintptr_t)pointer, size);
-    return cudaSuccess;
+    if (!pointer || !size) return fail(cudaErrorInvalidValue);
+    return sim_register_host((uintptr_t)pointer, size) ? cudaSuccess : fail(cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *pointer) {
