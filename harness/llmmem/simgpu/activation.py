@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.notes import cudnn_attention
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
@@ -21,14 +22,6 @@ __all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
 MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
 MACHINES = ("x86_64", "aarch64")
-
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
-#: of cuDNN have workspaces that only cuDNN knows.
-ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
-NOTES = (
-    "cuDNN attention is not simulated: flash attention is taken instead",
-    "convolutions take no cuDNN workspace",
-)
 
 
 @dataclass(frozen=True)
@@ -53,14 +46,12 @@ class SimulatedGpu:
     Attributes:
         gpu: The card.
         count: How many of them there are.
-        notes: What differs from a real card.
         libraries: The compiled libraries.
     """
 
     def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
         self.gpu = gpu
         self.count = count
-        self.notes = NOTES
         self.libraries = libraries
         self._account = account
 
@@ -68,6 +59,13 @@ class SimulatedGpu:
     def context_bytes(self) -> int:
         """The CUDA context that every device touched is charged with."""
         return self.gpu.context_bytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from a real card, as far as this process has met with it."""
+        unknown = self._account.cudnn_attention_unknown()
+        attention = () if unknown is None else (cudnn_attention(unknown),)
+        return (*attention, "convolutions take no cuDNN workspace")
 
     def process_bytes(self, device: int = 0) -> int:
         """What this process holds on the device, in bytes, as NVML would report it.
@@ -95,7 +93,6 @@ class SimulatedGpu:
         return {
             "LD_PRELOAD": ":".join(preloaded),
             CARD_VARIABLE: _card(self.gpu, self.count, _required_torch()),
-            ATTENTION_VARIABLE: "1",
         }
 
     def _checked(self, device: int) -> int:
@@ -151,7 +148,6 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
     account.configure(_card(card, count, torch))
-    os.environ.setdefault(ATTENTION_VARIABLE, "1")
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, libraries, account)
     return _process.gpu

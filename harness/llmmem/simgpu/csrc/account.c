@@ -537,3 +537,15 @@ void sim_pool_trim(int device, size_t keep) {
     trim_pool(&accounts[device], keep);
     release();
 }
+
+/* ---- what is not accounted ------------------------------------------------------------------------ */
+
+static int64_t cudnn_attention_unknown = -1;
+
+void sim_note_cudnn_attention(size_t bytes) {
+    acquire();
+    if ((int64_t)bytes > cudnn_attention_unknown) cudnn_attention_unknown = (int64_t)bytes;
+    release();
+}
+
+int64_t sim_cudnn_attention_unknown(void) { return cudnn_attention_unknown; }

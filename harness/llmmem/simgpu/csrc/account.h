@@ -113,4 +113,9 @@ typedef struct {
 SIM_API sim_pool *sim_get_pool(int device);
 SIM_API void sim_pool_trim(int device, size_t keep);
 
+/* Attention by cuDNN was prepared, with a plan that may take up to these bytes beyond what is accounted. */
+SIM_API void sim_note_cudnn_attention(size_t bytes);
+/* The most of them so far, or -1 where there was no attention by cuDNN. */
+SIM_API int64_t sim_cudnn_attention_unknown(void);
+
 #endif
