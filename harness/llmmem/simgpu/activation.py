@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
@@ -34,14 +35,7 @@ HOME = Path(__file__).parents[2]
 #: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
 BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
-
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
-#: of cuDNN have workspaces that only cuDNN knows.
-ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
-NOTES = (
-    "cuDNN attention is not simulated: flash attention is taken instead",
-    "convolutions take no cuDNN workspace",
-)
+NOTES = ("convolutions take no cuDNN workspace",)
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,10 @@ class SimulatedGpu:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from a real card, so far as this process makes use of it, and its faults."""
+        unknown = self._account.cudnn_attention_unknown()
+        attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        return (*NOTES, *compilation.notes(), *asked_for)
+        return (*attention, *NOTES, *compilation.notes(), *asked_for)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -208,7 +204,6 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     account = load(libraries)
     text = _card(card, count, torch)
     account.configure(text)
-    os.environ.setdefault(ATTENTION_VARIABLE, "1")
     os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
@@ -241,7 +236,6 @@ def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults
         "LD_PRELOAD": ":".join(preloaded),
         CARD_VARIABLE: card,
         HOME_VARIABLE: str(HOME),
-        ATTENTION_VARIABLE: "1",
         FAULTS_VARIABLE: str(faults),
         **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
