@@ -28,6 +28,7 @@ ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
     "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
+    "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
 
 
