@@ -97,6 +97,11 @@ class BuiltLibraries:
         """The library that holds the account."""
         return self.paths[0]
 
+    @property
+    def driver_directory(self) -> Path:
+        """Where the driver is found under CUDA's own name, by programs that link to it."""
+        return self.core.parent / "driver"
+
 
 def compiler() -> str | None:
     """The C compiler: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
@@ -224,8 +229,16 @@ def _build_into(
                 version_node = wanted[soname].version
             stubs = symbols - exported_symbols(compiled)
             built.append(_link(cc, work, soname, compiled, stubs, version_node, built))
+        _add_driver_directory(work)
         (work / "order").write_text("\n".join(path.name for path in built), encoding="utf-8")
         work.rename(directory)
+
+
+def _add_driver_directory(work: Path) -> None:
+    directory = work / "driver"
+    directory.mkdir()
+    for name in ("libcuda.so.1", "libcuda.so"):
+        (directory / name).symlink_to("../simgpu-cuda.so.1")
 
 
 def _object(cc: _Compiler, work: Path, soname: str, source: str) -> Path:

@@ -49,9 +49,11 @@ static const char *skip_identifier(const char *p) {
     return length <= strlen(end) ? end + length : NULL;
 }
 
-/* A literal ("Li4E", "Lb0E"): its end is the next E. */
+/* A literal: a type, a value and an E ("Li4E", "LN2at4KindE0E"). */
 static const char *skip_literal(const char *p) {
-    p = strchr(p, 'E');
+    sim_parameter ignored;
+    p = skip_type(p + 1, &ignored);
+    p = p ? strchr(p, 'E') : NULL;
     return p ? p + 1 : NULL;
 }
 
@@ -112,13 +114,42 @@ static bool is_over_constants(const char *from, const char *to) {
     return false;
 }
 
-static size_t read_list(const char *p, sim_parameter *parameters, size_t most) {
+/* The template arguments of the function whose parameters begin at list: those that end there, but for
+ * the E of a nested name. */
+static const char *template_arguments(const char *mangled, const char *list) {
+    const char *end = starts(mangled, "_ZN") ? list - 1 : list;
+    for (const char *p = strchr(mangled, 'I'); p && p < end; p = strchr(p + 1, 'I'))
+        if (skip_to_close(p + 1) == end) return p + 1;
+    return NULL;
+}
+
+/* What a template argument makes as a parameter: T_ is the first, T0_ the second. */
+static sim_parameter resolve(const char *reference, const char *arguments) {
+    sim_parameter kind = SIM_STRUCT;
+    unsigned long number = reference[1] == '_' ? 0 : 1 + strtoul(reference + 1, NULL, 36);
+    for (const char *p = arguments; p && *p && *p != 'E'; number--) {
+        bool is_type = *p != 'L' && *p != 'J' && *p != 'X';
+        const char *from = p;
+        if (*p == 'L')
+            p = skip_literal(p);
+        else
+            p = is_type ? skip_type(p, &kind) : skip_to_close(p + 1);
+        if (number > 0) continue;
+        if (!is_type || !p) return SIM_STRUCT;
+        return kind == SIM_STRUCT && is_over_constants(from, p) ? SIM_CONST_POINTER : kind;
+    }
+    return SIM_STRUCT;
+}
+
+static size_t read_list(const char *mangled, const char *p, sim_parameter *parameters, size_t most) {
+    const char *arguments = template_arguments(mangled, p);
     size_t count = 0;
     if (*p == 'v') p++; /* what a template returns */
     while (p && *p) {
         if (count == most) return 0;
         const char *from = p;
         p = skip_type(p, &parameters[count]);
+        if (p && *from == 'T') parameters[count] = resolve(from, arguments);
         if (p && parameters[count] == SIM_STRUCT && is_over_constants(from, p)) parameters[count] = SIM_CONST_POINTER;
         count++;
     }
@@ -131,12 +162,12 @@ size_t sim_read_parameters(const char *mangled, sim_parameter *parameters, size_
     const char *p = mangled;
     if (starts(p, "_Z") && isdigit((unsigned char)p[2])) {
         p = skip_identifier(p + 2);
-        size_t count = p && *p != 'I' ? read_list(p, parameters, most) : 0;
+        size_t count = p && *p != 'I' ? read_list(mangled, p, parameters, most) : 0;
         if (count) return count;
         p = mangled;
     }
     for (p = strchr(p, 'E'); p; p = strchr(p + 1, 'E')) {
-        size_t count = read_list(p + 1, parameters, most);
+        size_t count = read_list(mangled, p + 1, parameters, most);
         if (count) return count;
     }
     return 0;
