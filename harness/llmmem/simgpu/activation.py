@@ -35,7 +35,10 @@ HOME = Path(__file__).parents[2]
 #: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
 BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
-NOTES = ("convolutions take no cuDNN workspace",)
+NOTES = (
+    "convolutions take no cuDNN workspace",
+    "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
+)
 
 
 @dataclass(frozen=True)
