@@ -35,6 +35,7 @@ class Session:
         self.options = options
         self._runner: Runner | None = None
         self._versions: Mapping[str, str | None] | None = None
+        self._broken_by: str | None = None
 
     @property
     def simulated(self) -> bool:
@@ -79,6 +80,24 @@ class Session:
         import torch
 
         torch.cuda.init()  # type: ignore[no-untyped-call]
+
+    def gpu_error(self, test: str) -> str | None:
+        """Why no test can use the GPU in this process any more; ``None`` as long as it works.
+
+        Args:
+            test: Who asks; the first one to find the GPU broken is named from then on.
+        """
+        from llmmem.measurement.window import cuda_error
+
+        error = cuda_error()
+        if error is None:
+            self._broken_by = None
+            return None
+        self._broken_by = self._broken_by or test
+        return (
+            f"the GPU does not work in this process any more since {self._broken_by} ({error}): "
+            "only a new process can use it (vram.run has one of its own for each run)"
+        )
 
     def capped(self, gpu: Gpu) -> AbstractContextManager[None]:
         """Run with the memory of that card, if CUDA is in use in this process."""

@@ -11,7 +11,8 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
+from inspect import isclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +115,14 @@ def build(
     _check_supported(setup)
     with quiet_libraries():
         skeletal = skeleton(setup)
-        _check_positions(skeletal, setup)
+        adapter = _adapter_config(setup) if setup.has_adapter else None
+        # Prompts that are learned take positions before those of the batch.
+        _check_positions(skeletal, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
         if setup.strategy == "fsdp2":
             assert mesh is not None, "fsdp2 needs the mesh of its ranks"
-            model = _in_shards(skeletal, setup, device, mesh)
+            model = _in_shards(skeletal, adapter, setup, device, mesh)
         else:
-            model = _in_one_piece(skeletal, setup, device, move or move_to_device)
+            model = _in_one_piece(skeletal, adapter, setup, device, move or move_to_device)
     trainable = tuple(p for p in model.parameters() if p.requires_grad)
     return Built(model, skeletal.config, trainable)
 
@@ -238,6 +241,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def _in_one_piece(
     skeletal: PreTrainedModel,
+    adapter: Any,
     setup: Setup,
     device: torch.device,
     move: Callable[[nn.Module, torch.device], None],
@@ -247,15 +251,19 @@ def _in_one_piece(
     _create(skeletal, device, move)
     if quantizer is not None:
         quantizer.postprocess_model(skeletal)
-    return _completed(skeletal, setup)
+    return _completed(skeletal, adapter, setup)
 
 
 def _in_shards(
-    skeletal: PreTrainedModel, setup: Setup, device: torch.device, mesh: DeviceMesh
+    skeletal: PreTrainedModel,
+    adapter: Any,
+    setup: Setup,
+    device: torch.device,
+    mesh: DeviceMesh,
 ) -> nn.Module:
     """This rank's shards of the model, from its skeleton."""
     try:
-        model = _completed(skeletal, setup)
+        model = _completed(skeletal, adapter, setup)
     except (NotImplementedError, RuntimeError) as error:
         raise UnsupportedError(
             f"the adapter needs the weights of its base, which fsdp2 has only in shards: "
@@ -266,9 +274,15 @@ def _in_shards(
     return model
 
 
-def _completed(model: PreTrainedModel, setup: Setup) -> nn.Module:
-    """The model with its adapter and checkpointing, in the mode of the setup."""
-    wrapped = _with_adapter(model, setup)
+def _completed(model: PreTrainedModel, adapter: Any, setup: Setup) -> nn.Module:
+    """The model with its adapter and checkpointing, in the mode of the setup.
+
+    Args:
+        model: The model, with storage or without.
+        adapter: PEFT's config of the adapter; ``None`` without one.
+        setup: What is built.
+    """
+    wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
     if setup.gradient_checkpointing:
         _enable_checkpointing(wrapped, setup)
     return wrapped.train(setup.is_train)
@@ -288,8 +302,6 @@ def _check_supported(setup: Setup) -> None:
             "parameters in the dtype of the computation, and quantized ones are bytes; "
             "take method lora, or strategy ddp"
         )
-    if setup.mode == "generate":
-        raise UnsupportedError("mode 'generate' is not built yet: use mode 'forward'")
     if setup.quantization == "fp8":
         raise UnsupportedError(
             "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
@@ -314,12 +326,13 @@ def _check_task(setup: Setup, config: PretrainedConfig) -> None:
         )
 
 
-def _check_positions(model: PreTrainedModel, setup: Setup) -> None:
+def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) -> None:
     """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
     for rows in _position_tables(model):
-        if setup.seq_len > rows:
+        if setup.seq_len + virtual_tokens > rows:
+            taken = f", of which the adapter takes {virtual_tokens}" if virtual_tokens else ""
             raise InputError(
-                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions"
+                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions{taken}"
             )
 
 
@@ -417,22 +430,21 @@ def _initialise(parameter: torch.Tensor, name: str) -> None:
         parameter.fill_(1)
 
 
-def _with_adapter(model: PreTrainedModel, setup: Setup) -> nn.Module:
-    if not setup.has_adapter:
-        return model
+def _with_adapter(model: PreTrainedModel, config: Any, setup: Setup) -> nn.Module:
     import peft
 
-    config = _adapter_config(setup)
     if setup.kbit_prepare:
         # Checkpointing is switched on later, in the same way for every setup.
         peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             model, use_gradient_checkpointing=False
         )
+    if setup.mode != "generate" and hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # as the batch has it; X-LoRA takes no other model
     try:
         wrapped: nn.Module = peft.get_peft_model(model, config)
-    except ImportError as error:
+    except (ImportError, NotImplementedError) as error:
         raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the adapter does not fit the model: {_one_line(error)}") from error
     if setup.adapter_dtype is not None:
         dtype = _torch_dtype(setup.adapter_dtype)
@@ -450,14 +462,25 @@ def _adapter_config(setup: Setup) -> Any:
     name = table.pop("peft_type")
     if name not in types:
         raise unknown("peft_type", name, sorted(types))
-    accepted = [field.name for field in fields(types[name]) if field.init]
+    accepted = {field.name: field for field in fields(types[name]) if field.init}
     for key in table:
         if key not in accepted:
-            raise unknown(f"{name} adapter key", key, accepted)
+            raise unknown(f"{name} adapter key", key, list(accepted))
     try:
-        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | table)
+        values = {key: _nested(accepted[key], value) for key, value in table.items()}
+        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | values)
+    except ImportError as error:
+        raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"invalid {name} adapter: {_one_line(error)}") from error
+
+
+def _nested(field: Field[Any], value: Any) -> Any:
+    """A table as the object that the field holds; PEFT makes those that are optional itself."""
+    made_by: Any = field.default_factory
+    if isinstance(value, Mapping) and isclass(made_by) and is_dataclass(made_by):
+        return made_by(**value)
+    return value
 
 
 def _enable_checkpointing(model: Any, setup: Setup) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmmem.devices import Device, parse_device
 from llmmem.errors import InputError, LlmmemError, UnsupportedError
 from llmmem.results import Estimate, RunResult
+from llmmem.simgpu.faults import faults_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,15 +80,18 @@ class Runner:
             timeout: Seconds after which the run is ended, with outcome ``timeout``.
 
         Raises:
-            InputError: The setup names something that does not exist.
+            InputError: The setup names something that does not exist, or the faults that
+                ``LLMMEM_SIMULATED_FAULTS`` asks for are not valid.
             UnsupportedError: The device only estimates.
         """
+        faults = faults_from_environment()
         if self.device.kind == "estimate":
             raise UnsupportedError(
                 "device 'estimate' runs nothing: choose cuda or sim, or estimate"
             )
         estimated, notes = self._estimate_beside(setup, timeout) if estimate else (None, ())
-        reply = self._ask({"action": "run", "setup": setup.to_dict(), "timeout": timeout})
+        job = {"action": "run", "setup": setup.to_dict(), "timeout": timeout, "faults": str(faults)}
+        reply = self._ask(job)
         if "result" in reply:
             result = RunResult.from_dict(reply["result"])
         else:
@@ -162,6 +166,7 @@ class _Worker:
     """A worker process: takes a job, gives a reply, and keeps what it printed.
 
     Raises:
+        InputError: The faults that the environment asks for are not valid.
         UnsupportedError: The device cannot work on this machine.
     """
 
@@ -186,7 +191,8 @@ class _Worker:
             raise
         if "refused" in ready:
             self.close()
-            raise UnsupportedError(ready["refused"]["message"])
+            kind = InputError if ready["refused"]["kind"] == "input" else UnsupportedError
+            raise kind(ready["refused"]["message"])
 
     def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a job.

@@ -117,7 +117,7 @@ def what_nvml_reports() -> Any:
     )
     refused = []
     for ask in (
-        pynvml.nvmlDeviceGetMigMode,
+        pynvml.nvmlDeviceGetTotalEnergyConsumption,
         pynvml.nvmlDeviceGetFanSpeed,
         pynvml.nvmlDeviceGetPowerUsage,
     ):

@@ -11,7 +11,8 @@ import torch
 
 from llmmem import simgpu
 from llmmem.measurement.gauges import Gauge
-from llmmem.measurement.history import History
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
+from llmmem.measurement.history import History, allocator_events
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
 from llmmem.parallel import notes as parallel_notes
@@ -46,7 +47,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
     torch.cuda.set_device(device.index)
     history = History(device.index)
-    history.start(setup.allocator)
+    history.start()
     gauge = Gauge(device.index)
     gauge.start()
     observer = _RunObserver(history, PhasePeaks(gauge), device.index)
@@ -55,11 +56,14 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     try:
         with history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
-    except torch.OutOfMemoryError as error:
-        outcome, message = "oom", str(error).splitlines()[0]
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) or is_cuda_error(error)):
+            raise
+        outcome = "oom" if is_out_of_memory(error) else "crashed"
+        message = describe(error)
     peaks = observer.peaks.total()
     gauge.stop()
-    attribution = history.stop()
+    attribution = history.timeline.attribute(allocator_events(history.stop(), setup.allocator))
     simulated = simgpu.active() is not None
     has_context = peaks.process is not None and peaks.reserved is not None
     return RunResult(
@@ -73,6 +77,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         components=attribution.components,
         phases=_phase_results(observer.peaks.phases, attribution),
         holders=attribution.holders[:LARGEST_HOLDERS],
+        trainable_parameters=observer.trainable_parameters,
         step_seconds=None if simulated else observer.step_seconds,
         context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,
         context_source=("modelled" if simulated else "measured") if has_context else None,
@@ -89,6 +94,7 @@ class _RunObserver:
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks
         self.step_seconds: float | None = None
+        self.trainable_parameters: int | None = None
         self._timeline = history.timeline
         self._device = device
 
@@ -106,6 +112,7 @@ class _RunObserver:
         self.step_seconds = time.perf_counter() - began
 
     def watch(self, model: nn.Module) -> None:
+        self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._timeline.watch(model)
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
@@ -121,9 +128,9 @@ def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     simulated = simgpu.active()
     if simulated is not None:
         yield from simulated.notes
-    elif peaks.process is None:
+    if peaks.process is None:
         yield "NVML does not tell what this process holds"
-    else:
+    elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:
         # The account by components comes from the history: it says so when it does not add up.

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
+from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
 
@@ -56,16 +63,29 @@ class SimulatedGpu:
     Attributes:
         gpu: The card.
         count: How many of them there are, visible or not.
-        notes: What differs from a real card.
         libraries: The compiled libraries.
+        faults: What is to go wrong on them, now.
     """
 
-    def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
+    def __init__(
+        self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account, faults: Faults
+    ) -> None:
         self.gpu = gpu
         self.count = count
-        self.notes = NOTES
         self.libraries = libraries
+        self.faults = faults
         self._account = account
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from a real card, so far as this process makes use of it, and its faults."""
+        asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
+        return (*NOTES, *compilation.notes(), *asked_for)
+
+    @property
+    def tells_process_bytes(self) -> bool:
+        """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
+        return self.faults.nvml is None
 
     @property
     def context_bytes(self) -> int:
@@ -87,6 +107,30 @@ class SimulatedGpu:
         """Start a new peak from what is held now."""
         self._account.reset_peak(self._checked(device))
 
+    @contextmanager
+    def inject(self, faults: Faults | str) -> Iterator[None]:
+        """While inside, let these faults happen in this process, and no others.
+
+        Counts start anew. Afterwards those of before are in force, and start anew too; a device
+        that a fault broke works again, which a real one does not before its process has ended.
+
+        Example:
+            >>> with gpu.inject("oom_at=3"):
+            ...     train()
+
+        Args:
+            faults: The faults, or their text (`Faults.parse`).
+
+        Raises:
+            InputError: The text is not valid.
+        """
+        before = self.faults
+        self._set_faults(Faults.parse(faults) if isinstance(faults, str) else faults)
+        try:
+            yield
+        finally:
+            self._set_faults(before)
+
     def environment(self) -> dict[str, str]:
         """Environment variables with which a new program has these GPUs, with an account of its own.
 
@@ -97,9 +141,15 @@ class SimulatedGpu:
             preloaded.append(os.environ["LD_PRELOAD"])
         return {
             "LD_PRELOAD": ":".join(preloaded),
-            CARD_VARIABLE: _card(self.gpu, self.count, _required_torch()),
+            CARD_VARIABLE: (card := _card(self.gpu, self.count, _required_torch())),
             ATTENTION_VARIABLE: "1",
+            FAULTS_VARIABLE: str(self.faults),
+            **compilation.settings(card, self.libraries, _cache_directory(), os.environ),
         }
+
+    def _set_faults(self, faults: Faults) -> None:
+        self._account.set_faults(str(faults))
+        self.faults = faults
 
     def _checked(self, device: int) -> int:
         found = self._account.device_at(device)
@@ -139,8 +189,10 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         gpu: A card of the catalogue, or its name.
         count: How many of them, 1 to 16.
 
+    The faults that ``LLMMEM_SIMULATED_FAULTS`` names are in force from the start (`Faults`).
+
     Raises:
-        InputError: No such card, or another count.
+        InputError: No such card, another count, or faults that are not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
             card; or other GPUs are in use.
     """
@@ -150,6 +202,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     before = active()
     if before is not None and (before.gpu, before.count) == (card, count):
         return before
+    faults = before.faults if before else faults_from_environment()
     for problem in check() if before else (*check(), *_too_late()):
         raise UnsupportedError(str(problem))
     torch = _required_torch()
@@ -157,10 +210,13 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         raise UnsupportedError(_no_kernels(torch, card))
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
-    account.configure(_card(card, count, torch))
+    text = _card(card, count, torch)
+    account.configure(text)
     os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    compilation.register()
     register_shutdown()
-    _process.gpu = SimulatedGpu(card, count, libraries, account)
+    _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
     return _process.gpu
 
 
@@ -172,11 +228,11 @@ def _inherited() -> SimulatedGpu | None:
     if card is None or core is None:
         return None
     fields = dict(field.split("=", 1) for field in card.split(";"))
+    compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    return SimulatedGpu(
-        find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core)
-    )
+    gpu, count = find_gpu(fields["name"]), int(fields["count"])
+    return SimulatedGpu(gpu, count, libraries, open_account(core), faults_from_environment())
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:

@@ -25,7 +25,9 @@ class Account:
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
-        core.sim_configure.argtypes, core.sim_configure.restype = [ctypes.c_char_p], ctypes.c_int
+        for name in ("sim_configure", "sim_set_faults"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
 
     def configure(self, card: str) -> None:
         """Set the card, from ``key=value`` fields with semicolons between them.
@@ -44,6 +46,12 @@ class Account:
     def device_at(self, index: int) -> int:
         """The device that a program knows by this index (``CUDA_VISIBLE_DEVICES``), or -1."""
         return int(self._core.sim_device_at(index))
+
+    def set_faults(self, faults: str) -> None:
+        """Let these faults happen and no others, from now on (``csrc/faults.h``)."""
+        status = self._core.sim_set_faults(faults.encode())
+        if status:
+            raise ValueError(f"field {status} of {faults!r} is not understood")
 
     def process_bytes(self, device: int) -> int:
         """What this process holds on the device."""

@@ -1,5 +1,7 @@
 #include "account.h"
 
+#include "faults.h"
+#include "processes.h"
 #include "values.h"
 #include "visible.h"
 
@@ -8,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Addresses of the devices: one reserved range that is never backed. First fit, lowest first, so
  * that the same program gets the same addresses relative to its start. */
@@ -84,6 +87,7 @@ static bool set_field(const char *key, const char *value) {
         char *end;
         unsigned long long number = strtoull(value, &end, 10);
         if (end == value || *end) return false;
+        if (numbers[i].integer == &card.count && (number < 1 || number > SIM_MAX_DEVICES)) return false;
         if (numbers[i].integer) *numbers[i].integer = (int)number;
         if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
         return true;
@@ -111,11 +115,9 @@ static bool in_use(void) {
     return false;
 }
 
-int sim_configure(const char *text) {
+int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
-    if (in_use()) return -1;
-    sim_forget_visible();
     while (*text) {
         size_t length = strcspn(text, ";");
         number++;
@@ -125,11 +127,16 @@ int sim_configure(const char *text) {
         char *equals = strchr(field, '=');
         if (!equals) return number;
         *equals = 0;
-        if (!set_field(field, equals + 1)) return number;
+        if (!set(field, equals + 1)) return number;
         text += length + (text[length] == ';');
     }
-    if (card.count < 1 || card.count > SIM_MAX_DEVICES) return number + 1;
     return 0;
+}
+
+int sim_configure(const char *text) {
+    if (in_use()) return -1;
+    sim_forget_visible();
+    return sim_read_fields(text, set_field);
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
@@ -215,10 +222,18 @@ static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
 
 static size_t context_of(const device_account *a) { return a->context ? card.context_bytes : 0; }
 
+/* What another process holds: what it wants, as far as this one has left it. */
+static size_t outside_bytes(const device_account *a) {
+    size_t taken = context_of(a) + a->mapped;
+    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    size_t wanted = sim_outside_wants();
+    return wanted < room ? wanted : room;
+}
+
 /* Managed memory moves to the host when the device needs the room, so it never stands in the way
  * of device memory and counts only as far as it fits beside it. */
 static size_t resident_managed(const device_account *a) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
     return a->managed < room ? a->managed : room;
 }
@@ -227,24 +242,31 @@ static size_t process_bytes(const device_account *a) {
     return context_of(a) + a->mapped + resident_managed(a);
 }
 
-static void note_peak(device_account *a) {
+/* To be called after every change. */
+static void note_change(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
+    sim_publish((int)(a - accounts), now);
 }
 
 static bool charge(device_account *a, size_t bytes) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     if (taken > card.total_bytes || bytes > card.total_bytes - taken) return false;
     a->mapped += bytes;
-    note_peak(a);
+    note_change(a);
     return true;
+}
+
+static void discharge(device_account *a, size_t bytes) {
+    a->mapped -= bytes;
+    note_change(a);
 }
 
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
     a->context = true;
-    note_peak(a);
+    note_change(a);
 }
 
 void sim_open_context(int device) {
@@ -285,7 +307,16 @@ void sim_reset_peak(int device) {
     release();
 }
 
-size_t sim_free_bytes(int device) { return card.total_bytes - sim_process_bytes(device); }
+size_t sim_outside_bytes(int device) {
+    acquire();
+    size_t bytes = outside_bytes(&accounts[device]);
+    release();
+    return bytes;
+}
+
+size_t sim_free_bytes(int device) {
+    return card.total_bytes - sim_process_bytes(device) - sim_outside_bytes(device);
+}
 
 /* ---- addresses --------------------------------------------------------------------------------- */
 
@@ -335,7 +366,7 @@ static void trim_pool(device_account *a, size_t keep) {
     size_t wanted = pool->used > keep ? pool->used : keep;
     wanted = round_up(wanted, POOL_STEP);
     if (wanted >= pool->reserved) return;
-    a->mapped -= pool->reserved - wanted;
+    discharge(a, pool->reserved - wanted);
     pool->reserved = wanted;
 }
 
@@ -346,7 +377,7 @@ static bool charge_region(const sim_region *r) {
         case SIM_POOL: return charge_pool(a, r->size);
         case SIM_MANAGED:
             a->managed += r->extent;
-            note_peak(a);
+            note_change(a);
             return true;
         default: return true;
     }
@@ -354,8 +385,11 @@ static bool charge_region(const sim_region *r) {
 
 static void discharge_region(const sim_region *r) {
     device_account *a = &accounts[r->device];
-    if (r->kind == SIM_DEVICE) a->mapped -= r->extent;
-    if (r->kind == SIM_MANAGED) a->managed -= r->extent;
+    if (r->kind == SIM_DEVICE) discharge(a, r->extent);
+    if (r->kind == SIM_MANAGED) {
+        a->managed -= r->extent;
+        note_change(a);
+    }
     if (r->kind == SIM_POOL) {
         a->pool.used -= round_up(r->size, POOL_ROUND);
         trim_pool(a, a->pool.release_threshold);
@@ -364,6 +398,7 @@ static void discharge_region(const sim_region *r) {
 
 uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
     if (size > ADDRESS_SPACE || device < 0) return 0;
+    if ((kind == SIM_DEVICE || kind == SIM_POOL) && sim_fault_at_allocation(size)) return 0;
     sim_region r = {.size = size, .extent = round_up(size ? size : 1, SIM_PAGE), .device = device, .kind = kind};
     bool on_host = kind == SIM_MANAGED || kind == SIM_HOST;
     acquire();
@@ -420,6 +455,7 @@ bool sim_find(uintptr_t address, sim_region *region) {
 /* ---- physical memory apart from addresses ------------------------------------------------------- */
 
 uint64_t sim_physical_create(size_t size, int device) {
+    if (sim_fault_at_allocation(size)) return 0;
     physical *p = malloc(sizeof *p);
     if (!p) return 0;
     *p = (physical){.size = size, .device = device, .references = 1};
@@ -434,7 +470,7 @@ uint64_t sim_physical_create(size_t size, int device) {
 
 static void drop_reference(physical *p) {
     if (--p->references > 0) return;
-    accounts[p->device].mapped -= p->size;
+    discharge(&accounts[p->device], p->size);
     free(p);
 }
 

@@ -45,6 +45,10 @@ SIM_API const sim_card *sim_get_card(void);
  * number of the first field that is not understood, or -1 once a device has been used. */
 SIM_API int sim_configure(const char *text);
 
+/* Hand each "key=value" of text (with ';' between them) to set. Returns 0, or the 1-based number of the
+ * first that set does not take. */
+SIM_API int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value));
+
 /* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);
 #define SIM_UUID_TEXT 48
@@ -70,6 +74,8 @@ SIM_API size_t sim_process_bytes(int device);
 SIM_API size_t sim_peak_process_bytes(int device);
 SIM_API void sim_reset_peak(int device);
 SIM_API size_t sim_free_bytes(int device);
+/* What another process holds of a device (faults.h). */
+SIM_API size_t sim_outside_bytes(int device);
 
 /* What an address belongs to. */
 typedef enum {

@@ -2,6 +2,7 @@
  * (the builder generates them from what the installed libraries import). */
 #include "account.h"
 #include "copies.h"
+#include "faults.h"
 #include "kernels.h"
 #include "streams.h"
 #include "visible.h"
@@ -22,13 +23,21 @@ static cudaError_t fail(cudaError_t error) {
     return error;
 }
 
+/* What a call of the context ends with that has nothing else to say: success, until a launch has gone
+ * wrong for good. */
+static cudaError_t state(void) { return fail((cudaError_t)sim_broken()); }
+
 cudaError_t cudaGetLastError(void) {
+    state();
     cudaError_t error = last_error;
     last_error = cudaSuccess;
     return error;
 }
 
-cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaPeekAtLastError(void) {
+    state();
+    return last_error;
+}
 
 static const struct {
     cudaError_t code;
@@ -43,6 +52,7 @@ static const struct {
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorSymbolNotFound, "cudaErrorSymbolNotFound", "named symbol not found"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorPeerAccessAlreadyEnabled, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
@@ -52,6 +62,8 @@ static const struct {
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
 };
 
 const char *cudaGetErrorName(cudaError_t code) {
@@ -203,7 +215,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 
 cudaError_t cudaDeviceSynchronize(void) {
     sim_open_context(sim_current_device());
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
@@ -215,12 +227,13 @@ cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
 static cudaError_t allocate(void **pointer, size_t size, sim_kind kind) {
     *pointer = NULL;
     if (!sim_visible_count()) return fail(cudaErrorNoDevice);
-    if (!size) return cudaSuccess;
+    if (!size || state()) return state();
     *pointer = (void *)sim_allocate(kind, size, sim_current_device());
     return *pointer ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
 
 static cudaError_t deallocate(void *pointer, sim_kind kind) {
+    if (state()) return state();
     if (!pointer || sim_release(kind, (uintptr_t)pointer)) return cudaSuccess;
     return fail(cudaErrorInvalidValue);
 }
@@ -244,7 +257,7 @@ cudaError_t cudaFree(void *pointer) {
 
 cudaError_t cudaMallocAsync(void **pointer, size_t size, cudaStream_t stream) {
     *pointer = NULL;
-    if (!size) return cudaSuccess;
+    if (!size || state()) return state();
     *pointer = (void *)sim_allocate(SIM_POOL, size, sim_get_stream(stream)->device);
     return *pointer ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
@@ -291,7 +304,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *pointer) {
@@ -373,8 +386,8 @@ cudaError_t cudaDeviceGetGraphMemAttribute(int device, enum cudaGraphMemAttribut
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
     (void)kind;
-    sim_copy((uintptr_t)to, (uintptr_t)from, n);
-    return cudaSuccess;
+    if (!state()) sim_copy((uintptr_t)to, (uintptr_t)from, n);
+    return state();
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t stream) {
@@ -397,8 +410,8 @@ cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int f
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
                          enum cudaMemcpyKind kind) {
     (void)kind;
-    sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
-    return cudaSuccess;
+    if (!state()) sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
+    return state();
 }
 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
@@ -409,8 +422,8 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
 
 cudaError_t cudaMemset(void *to, int value, size_t n) {
     unsigned char byte = (unsigned char)value;
-    sim_set((uintptr_t)to, n, &byte, 1);
-    return cudaSuccess;
+    if (!state()) sim_set((uintptr_t)to, n, &byte, 1);
+    return state();
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) {
@@ -422,7 +435,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) 
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned int flags, int priority) {
     *stream = (cudaStream_t)sim_create_stream(flags, priority);
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned int flags) {
@@ -446,6 +459,13 @@ cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned int *flags) {
     return cudaSuccess;
 }
 
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags) {
+    (void)stream;
+    (void)event;
+    (void)flags;
+    return state();
+}
+
 #if CUDART_VERSION >= 12080
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *device) {
     *device = sim_ordinal_of(sim_get_stream(stream)->device);
@@ -457,6 +477,14 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     *id = (unsigned long long)(uintptr_t)stream;
     return cudaSuccess;
 }
+
+/* Nothing is ever under way, but while a stream is captured nothing is done either. */
+static cudaError_t wait_for(cudaStream_t stream) {
+    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : state();
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return wait_for(stream); }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     (void)stream;
@@ -473,7 +501,7 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t func
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int flags) {
     (void)flags;
     *event = (cudaEvent_t)sim_create_event();
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
@@ -481,7 +509,17 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     (void)stream;
     sim_record_event((sim_event *)event);
-    return cudaSuccess;
+    return state();
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    (void)event;
+    return state();
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    (void)event;
+    return state();
 }
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned int flags) {
