@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -153,6 +154,8 @@ def load_simulated_gpu(device: Device) -> None:
             "simulated GPU; load the plugin first (-p pytest_llmmem.plugin before other -p), and "
             "import torch in no plugin that is loaded ahead of it"
         )
+    # It chooses among this machine's GPUs; simulated ones are chosen by name.
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         simgpu.activate(device.gpu or "", count=device.count)
     except UnsupportedError as error:

@@ -23,10 +23,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from llmmem.catalogue.models import find_model, nearest_models
 from llmmem.errors import InputError, UnsupportedError, unknown
+from llmmem.parallel import create_shards, fully_shard_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
     from transformers.quantizers.base import HfQuantizer
 
@@ -88,16 +90,19 @@ def build(
     setup: Setup,
     device: torch.device,
     *,
+    mesh: DeviceMesh | None = None,
     move: Callable[[nn.Module, torch.device], None] | None = None,
 ) -> Built:
     """Create the model of a setup on a device.
 
     Each weight is created once, in the setup's dtype, on the device, tied weights shared. A linear
-    layer that is to be quantized is quantized on its way from the host, one at a time.
+    layer that is to be quantized is quantized on its way from the host, one at a time. With FSDP2
+    only this rank's shards are ever created.
 
     Args:
         setup: What to build.
         device: Where; on ``meta`` nothing is stored.
+        mesh: The ranks of a setup that is parallel (`llmmem.parallel.rank_zero`).
         move: Takes one linear layer of bitsandbytes, without storage and not yet quantized, and
             leaves it quantized on the device. The default is `move_to_device`; a ``meta`` device
             needs another one, as bitsandbytes does not quantize there.
@@ -109,21 +114,17 @@ def build(
     """
     _check_supported(setup)
     with quiet_libraries():
-        model = skeleton(setup)
-        config = model.config
+        skeletal = skeleton(setup)
         adapter = _adapter_config(setup) if setup.has_adapter else None
-        quantizer = _lay_out_quantized(model, setup) if setup.is_quantized else None
         # Prompts that are learned take positions before those of the batch.
-        _check_positions(model, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
-        _create(model, device, move or move_to_device)
-        if quantizer is not None:
-            quantizer.postprocess_model(model)
-        wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
-        if setup.gradient_checkpointing:
-            _enable_checkpointing(wrapped, setup)
-        wrapped.train(setup.is_train)
-    trainable = tuple(p for p in wrapped.parameters() if p.requires_grad)
-    return Built(wrapped, config, trainable)
+        _check_positions(skeletal, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
+        if setup.strategy == "fsdp2":
+            assert mesh is not None, "fsdp2 needs the mesh of its ranks"
+            model = _in_shards(skeletal, adapter, setup, device, mesh)
+        else:
+            model = _in_one_piece(skeletal, adapter, setup, device, move or move_to_device)
+    trainable = tuple(p for p in model.parameters() if p.requires_grad)
+    return Built(model, skeletal.config, trainable)
 
 
 def load_config(setup: Setup) -> PretrainedConfig:
@@ -238,6 +239,49 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _in_one_piece(
+    skeletal: PreTrainedModel,
+    adapter: Any,
+    setup: Setup,
+    device: torch.device,
+    move: Callable[[nn.Module, torch.device], None],
+) -> nn.Module:
+    """The whole model on one device, from its skeleton."""
+    quantizer = _lay_out_quantized(skeletal, setup) if setup.is_quantized else None
+    _create(skeletal, device, move)
+    if quantizer is not None:
+        quantizer.postprocess_model(skeletal)
+    return _completed(skeletal, adapter, setup)
+
+
+def _in_shards(
+    skeletal: PreTrainedModel,
+    adapter: Any,
+    setup: Setup,
+    device: torch.device,
+    mesh: DeviceMesh,
+) -> nn.Module:
+    """This rank's shards of the model, from its skeleton."""
+    try:
+        model = _completed(skeletal, adapter, setup)
+    except (NotImplementedError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"the adapter needs the weights of its base, which fsdp2 has only in shards: "
+            f"{_one_line(error)}"
+        ) from error
+    fully_shard_layers(model, mesh)
+    create_shards(model, device, _initialise)
+    return model
+
+
+def _completed(model: PreTrainedModel, adapter: Any, setup: Setup) -> nn.Module:
+    """The model with its adapter (a PEFT config or none) and checkpointing, in the setup's mode."""
+    wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
+    if setup.gradient_checkpointing:
+        _enable_checkpointing(wrapped, setup)
+    return wrapped.train(setup.is_train)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -246,10 +290,11 @@ def _exists(path: Path) -> bool:
 
 
 def _check_supported(setup: Setup) -> None:
-    if setup.parallel is not None:
+    if setup.strategy == "fsdp2" and setup.is_quantized:
         raise UnsupportedError(
-            f"parallel strategy {setup.parallel['strategy']!r} is not built yet: "
-            "run the setup without it for the peak of a single GPU"
+            f"quantization {setup.quantization!r} and fsdp2 do not go together: FSDP2 gathers "
+            "parameters in the dtype of the computation, and quantized ones are bytes; "
+            "take method lora, or strategy ddp"
         )
     if setup.quantization == "fp8":
         raise UnsupportedError(
@@ -369,7 +414,7 @@ def _create(
             setattr(module, name, buffer.to(device))
 
 
-def _initialise(parameter: nn.Parameter, name: str) -> None:
+def _initialise(parameter: torch.Tensor, name: str) -> None:
     """Plausible values, in place: the initialisers of some models allocate."""
     if parameter.dim() > 1:
         parameter.normal_(std=0.02)

@@ -191,7 +191,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=_worker_environment(),
+            env=_worker_environment(device),
             # A group of its own: it ends with us and not by a Ctrl-C on its own, and together with
             # the run that it is busy with.
             process_group=0,
@@ -297,7 +297,11 @@ def _check_gpu(device: Device) -> None:
         )
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(device: Device) -> dict[str, str]:
     """This process's environment, with the import path of this process."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
+    if device.kind == "sim":
+        # It chooses among this machine's GPUs; simulated ones are chosen by name.
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return environment

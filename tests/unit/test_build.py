@@ -400,7 +400,7 @@ def test_the_positions_counted_are_those_that_tokens_can_have(model, task, posit
     ("keys", "message"),
     [
         ({"mode": "generate"}, "generate"),
-        ({"parallel": {"strategy": "fsdp2", "world_size": 2}}, "fsdp2"),
+        ({"parallel": {"strategy": "fsdp2", "world_size": 2}, "method": "qlora"}, "fsdp2"),
         ({"quantization": "fp8", "mode": "forward"}, "fp8"),
         ({"attention": "flash_attention_2"}, "FlashAttention2"),
         ({"model_type": "t5", "task": "sequence-classification"}, "encoder-decoder"),

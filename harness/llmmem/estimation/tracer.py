@@ -59,6 +59,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         events: Allocations and frees so far, in order.
+        operators: For each event, the operator that was seen last.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.gpu = gpu
         self.events: list[Event] = []
+        self.operators: list[Any] = []
+        self._operator: Any = None
         self._handlers = dict(handlers)
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
@@ -82,6 +85,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = self._handlers.get(func)
         if handler is None:
             handler = self._handlers[func] = _default_handler(func)
+        self._operator = func
         return handler(self, func, args, kwargs or {})
 
     # What handlers use.
@@ -114,12 +118,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A block that no tensor stands for."""
         block = self.allocator.malloc(nbytes)
         self._numbers += 1
-        self.events.append(Event("alloc", self._numbers, block.size))
+        self._note(Event("alloc", self._numbers, block.size))
         return self._numbers, block
 
     def give(self, number: int, block: Block) -> None:
         """Give back a block that `take` gave."""
-        self.events.append(Event("free", number, block.size))
+        self._note(Event("free", number, block.size))
         self.allocator.free(block)
 
     @contextmanager
@@ -188,6 +192,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def end(self) -> None:
         """Count no more deaths: what is alive now stays in the account."""
         self._is_over = True
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        self.operators.append(self._operator)
 
     def _register(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

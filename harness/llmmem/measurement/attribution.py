@@ -16,7 +16,15 @@ from llmmem.results import COMPONENTS, Components, Holder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Attribution", "Event", "Label", "PhaseAttribution", "Span", "attribute"]
+__all__ = [
+    "Attribution",
+    "Event",
+    "Label",
+    "PhaseAttribution",
+    "Span",
+    "attribute",
+    "innermost_modules",
+]
 
 Key = TypeVar("Key")
 
@@ -140,7 +148,7 @@ def _lives(
     events: Sequence[Event], phases: Sequence[Span], calls: Sequence[Span], labels: Sequence[Label]
 ) -> list[_Life]:
     outermost = _OutermostCalls(calls)
-    modules = _innermost_modules(calls, phases, len(events))
+    modules = innermost_modules(calls, phases, len(events))
     phase_of = _PhaseLookup(phases)
     label_of = _BlockLabels(labels)
     live: dict[int, int] = {}
@@ -221,7 +229,7 @@ class _BlockLabels:
         return found[index].component
 
 
-def _innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
+def innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
     """For each position, the innermost module whose call it lies in, else the phase."""
     modules = ["(outside of phases)"] * size
     places = [(span, f"({span.name})") for span in phases]

@@ -13,9 +13,10 @@ from llmmem import simgpu
 from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
 from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
-from llmmem.measurement.history import History
+from llmmem.measurement.history import History, allocator_events
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
+from llmmem.parallel import notes as parallel_notes
 from llmmem.results import PhaseResult, RunResult
 from llmmem.step import execute
 from llmmem.versions import library_versions
@@ -49,7 +50,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
     os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
     torch.cuda.set_device(device.index)
     history = History(device.index)
-    history.start(setup.allocator)
+    history.start()
     gauge = Gauge(device.index)
     gauge.start()
     observer = _RunObserver(history, PhasePeaks(gauge), device.index)
@@ -66,7 +67,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         message = describe(error)
     peaks = observer.peaks.total()
     gauge.stop()
-    attribution = history.stop()
+    attribution = history.timeline.attribute(allocator_events(history.stop(), setup.allocator))
     simulated = simgpu.active() is not None
     has_context = peaks.process is not None and peaks.reserved is not None
     return RunResult(
@@ -87,7 +88,11 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
-        notes=(*_notes(peaks, attribution), *_cap_notes(cap, device)),
+        notes=(
+            *parallel_notes(setup),
+            *_notes(peaks, attribution),
+            *_cap_notes(cap, device),
+        ),
     )
 
 

@@ -63,9 +63,12 @@ class Problem:
 class SimulatedGpu:
     """The simulated GPUs of this process. Sizes are bytes.
 
+    Devices are counted as PyTorch counts them: from 0, among those that ``CUDA_VISIBLE_DEVICES``
+    leaves, which is read when a device is first asked for.
+
     Attributes:
         gpu: The card.
-        count: How many of them there are.
+        count: How many of them there are, visible or not.
         libraries: The compiled libraries.
         faults: What is to go wrong on them, now.
     """
@@ -149,9 +152,13 @@ class SimulatedGpu:
         self.faults = faults
 
     def _checked(self, device: int) -> int:
-        if not 0 <= device < self.count:
-            raise InputError(f"invalid device {device!r} (there are {self.count}, counted from 0)")
-        return device
+        found = self._account.device_at(device)
+        if found < 0:
+            raise InputError(
+                f"invalid device {device!r} (there are {self.count}, counted from 0, of which "
+                "CUDA_VISIBLE_DEVICES may hide some)"
+            )
+        return found
 
 
 @dataclass
@@ -372,6 +379,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "l2_bytes": gpu.l2_bytes,
             "memory_bus_bits": gpu.memory_bus_bits,
             "context_bytes": gpu.context_bytes,
+            "peer_access": int(gpu.peer_access),
             "driver_cuda_version": 1000 * cuda_major + 10 * cuda_minor,
             "driver_version": "580.00" if cuda_major >= 13 else "570.00",
             "cublas_version": _library_version("cublas", cuda_major),

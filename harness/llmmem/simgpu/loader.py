@@ -23,6 +23,7 @@ class Account:
         for name in ("sim_process_bytes", "sim_peak_process_bytes"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
+        core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
@@ -52,6 +53,10 @@ class Account:
         status = self._core.sim_set_faults(faults.encode())
         if status:
             raise ValueError(f"field {status} of {faults!r} is not understood")
+
+    def device_at(self, index: int) -> int:
+        """The device that a program knows by this index (``CUDA_VISIBLE_DEVICES``), or -1."""
+        return int(self._core.sim_device_at(index))
 
     def process_bytes(self, device: int) -> int:
         """What this process holds on the device."""

@@ -5,6 +5,7 @@
 #include "ledger.h"
 #include "processes.h"
 #include "values.h"
+#include "visible.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@ typedef struct {
     size_t managed; /* managed memory, whole pages; resident as far as there is room */
     size_t peak;
     bool context;
+    bool reaches[SIM_MAX_DEVICES]; /* peers whose memory its kernels may use */
     sim_pool pool;
 } device_account;
 
@@ -49,7 +51,6 @@ static device_account accounts[SIM_MAX_DEVICES];
 static uintptr_t space;
 static table regions = {.width = sizeof(sim_region)};
 static table mappings = {.width = sizeof(mapping)};
-static _Thread_local int current_device;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
@@ -78,6 +79,7 @@ static bool set_field(const char *key, const char *value) {
         {"l2_bytes", NULL, &card.l2_bytes},
         {"memory_bus_bits", &card.memory_bus_bits, NULL},
         {"context_bytes", NULL, &card.context_bytes},
+        {"peer_access", &card.peer_access, NULL},
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
@@ -134,7 +136,9 @@ int sim_read_fields(const char *text, bool (*set)(const char *key, const char *v
 }
 
 int sim_configure(const char *text) {
-    return in_use() ? -1 : sim_read_fields(text, set_field);
+    if (in_use()) return -1;
+    sim_forget_visible();
+    return sim_read_fields(text, set_field);
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
@@ -156,7 +160,14 @@ void sim_uuid(int device, unsigned char uuid[16]) {
     static const unsigned char base[16] = {0x73, 0x69, 0x6d, 0x75, 0x6c, 0x61, 0x74, 0x65,
                                            0x64, 0x67, 0x70, 0x75, 0, 0, 0, 0};
     memcpy(uuid, base, 16);
-    uuid[15] = (unsigned char)device;
+    uuid[3] = (unsigned char)device;
+}
+
+void sim_uuid_text(int device, char text[SIM_UUID_TEXT]) {
+    unsigned char b[16];
+    sim_uuid(device, b);
+    snprintf(text, SIM_UUID_TEXT, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 int sim_bus_number(int device) { return device + 1; }
@@ -166,14 +177,6 @@ int sim_device_at_bus(const char *place) {
     if (sscanf(place, "%x:%x:%x", &domain, &bus, &slot) != 3 || domain || slot) return -1;
     int device = (int)bus - 1;
     return device >= 0 && device < card.count ? device : -1;
-}
-
-int sim_current_device(void) { return current_device; }
-
-bool sim_set_current_device(int device) {
-    if (device < 0 || device >= card.count) return false;
-    current_device = device;
-    return true;
 }
 
 /* ---- sorted tables ----------------------------------------------------------------------------- */
@@ -274,12 +277,27 @@ static void open_context(int device) {
 }
 
 void sim_open_context(int device) {
+    if (device < 0) return;
     acquire();
     open_context(device);
     release();
 }
 
 bool sim_context_is_open(int device) { return accounts[device].context; }
+
+bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
+
+bool sim_set_peer_access(int device, int peer, bool on) {
+    acquire();
+    bool changed = accounts[device].reaches[peer] != on;
+    accounts[device].reaches[peer] = on;
+    if (changed && on) {
+        open_context(device);
+        open_context(peer);
+    }
+    release();
+    return changed;
+}
 
 size_t sim_process_bytes(int device) {
     acquire();
@@ -386,7 +404,7 @@ static void discharge_region(const sim_region *r) {
 }
 
 uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
-    if (size > ADDRESS_SPACE) return 0;
+    if (size > ADDRESS_SPACE || device < 0) return 0;
     if ((kind == SIM_DEVICE || kind == SIM_POOL) && sim_fault_at_allocation(size)) return 0;
     sim_region r = {.size = size, .extent = round_up(size ? size : 1, SIM_PAGE), .device = device, .kind = kind};
     bool on_host = kind == SIM_MANAGED || kind == SIM_HOST;
@@ -425,7 +443,7 @@ bool sim_release(sim_kind kind, uintptr_t address) {
 }
 
 bool sim_register_host(uintptr_t address, size_t size) {
-    sim_region r = {.address = address, .size = size, .extent = size, .device = current_device, .kind = SIM_REGISTERED};
+    sim_region r = {.address = address, .size = size, .extent = size, .device = sim_current_device(), .kind = SIM_REGISTERED};
     acquire();
     insert(&regions, &r);
     release();

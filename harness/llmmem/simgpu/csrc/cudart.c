@@ -5,6 +5,7 @@
 #include "faults.h"
 #include "kernels.h"
 #include "streams.h"
+#include "visible.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -46,6 +47,7 @@ static const struct {
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
     {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
+    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
@@ -54,6 +56,9 @@ static const struct {
     {cudaErrorSymbolNotFound, "cudaErrorSymbolNotFound", "named symbol not found"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorPeerAccessAlreadyEnabled, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
+    {cudaErrorPeerAccessNotEnabled, "cudaErrorPeerAccessNotEnabled", "peer access has not been enabled"},
+    {cudaErrorPeerAccessUnsupported, "cudaErrorPeerAccessUnsupported",
+     "peer access is not supported between these two devices"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
@@ -75,7 +80,8 @@ const char *cudaGetErrorString(cudaError_t code) {
 
 /* ---- devices ------------------------------------------------------------------------------------- */
 
-static bool is_device(int device) { return device >= 0 && device < sim_get_card()->count; }
+/* The runtime counts the devices that the program sees: its numbers are ordinals. */
+static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
 
 cudaError_t cudaRuntimeGetVersion(int *version) {
     *version = CUDART_VERSION;
@@ -85,18 +91,20 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 cudaError_t cudaDriverGetVersion(int *version) { return (cudaError_t)cuDriverGetVersion(version); }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = sim_get_card()->count;
-    return cudaSuccess;
+    *count = sim_visible_count();
+    return *count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 
 cudaError_t cudaGetDevice(int *device) {
-    *device = sim_current_device();
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
+    *device = sim_current_ordinal();
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-    if (!sim_set_current_device(device)) return fail(cudaErrorInvalidDevice);
-    sim_open_context(device);
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
+    if (!sim_set_current_ordinal(device)) return fail(cudaErrorInvalidDevice);
+    sim_open_context(sim_current_device());
     return cudaSuccess;
 }
 
@@ -116,7 +124,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
     const sim_card *card = sim_get_card();
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "%s", card->title);
-    sim_uuid(device, (unsigned char *)p->uuid.bytes);
+    sim_uuid(sim_device_at(device), (unsigned char *)p->uuid.bytes);
     p->totalGlobalMem = card->total_bytes;
     p->sharedMemPerBlock = (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlock, device);
     p->sharedMemPerBlockOptin = card->shared_per_block_optin;
@@ -174,8 +182,29 @@ cudaError_t cudaDeviceGetByPCIBusId(int *device, const char *text) {
 }
 
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
-    *can = device != peer;
+    if (!is_device(device) || !is_device(peer)) return fail(cudaErrorInvalidDevice);
+    *can = sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
     return cudaSuccess;
+}
+
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
+    int device = sim_current_device(), other = sim_device_at(peer);
+    if (flags) return fail(cudaErrorInvalidValue);
+    if (device < 0 || other < 0) return fail(cudaErrorInvalidDevice);
+    if (!sim_can_access_peer(device, other)) return fail(cudaErrorPeerAccessUnsupported);
+    if (!sim_set_peer_access(device, other, true)) return fail(cudaErrorPeerAccessAlreadyEnabled);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceDisablePeerAccess(int peer) {
+    int device = sim_current_device(), other = sim_device_at(peer);
+    if (device < 0 || other < 0) return fail(cudaErrorInvalidDevice);
+    if (!sim_set_peer_access(device, other, false)) return fail(cudaErrorPeerAccessNotEnabled);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, enum cudaDeviceP2PAttr name, int device, int peer) {
+    return fail((cudaError_t)cuDeviceGetP2PAttribute(value, (CUdevice_P2PAttribute)name, device, peer));
 }
 
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
@@ -197,6 +226,7 @@ cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
 
 static cudaError_t allocate(void **pointer, size_t size, sim_kind kind) {
     *pointer = NULL;
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
     if (!size || state()) return state();
     *pointer = (void *)sim_allocate(kind, size, sim_current_device());
     return *pointer ? cudaSuccess : fail(cudaErrorMemoryAllocation);
@@ -269,6 +299,7 @@ cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int fla
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
     int device = sim_current_device();
     sim_open_context(device);
     *available = sim_free_bytes(device);
@@ -285,7 +316,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
         a->hostPointer = (void *)pointer;
         return cudaSuccess;
     }
-    a->device = region.device;
+    a->device = sim_ordinal_of(region.device);
     a->devicePointer = (void *)pointer;
     if (region.kind == SIM_MANAGED)
         a->type = cudaMemoryTypeManaged;
@@ -308,7 +339,7 @@ cudaError_t cudaHostGetFlags(unsigned int *flags, void *pointer) {
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
     if (!is_device(device)) return fail(cudaErrorInvalidDevice);
-    *pool = (cudaMemPool_t)sim_get_pool(device);
+    *pool = (cudaMemPool_t)sim_get_pool(sim_device_at(device));
     return cudaSuccess;
 }
 
@@ -437,7 +468,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 #if CUDART_VERSION >= 12080
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *device) {
-    *device = sim_get_stream(stream)->device;
+    *device = sim_ordinal_of(sim_get_stream(stream)->device);
     return cudaSuccess;
 }
 #endif

@@ -5,6 +5,7 @@
 #include "faults.h"
 #include "kernels.h"
 #include "streams.h"
+#include "visible.h"
 
 #include <cuda.h>
 #include <dlfcn.h>
@@ -12,7 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_device(int device) { return device >= 0 && device < sim_get_card()->count; }
+/* The driver counts the devices that the program sees: a CUdevice is an ordinal. */
+static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
 
 /* What a call of the context ends with that has nothing else to say. */
 static CUresult state(void) { return (CUresult)sim_broken(); }
@@ -25,7 +27,7 @@ static int device_of(CUcontext context) { return (int)(uintptr_t)context - 1; }
 
 CUresult cuInit(unsigned int flags) {
     (void)flags;
-    return CUDA_SUCCESS;
+    return sim_visible_count() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 
 CUresult cuDriverGetVersion(int *version) {
@@ -86,7 +88,7 @@ CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint
 /* ---- devices -------------------------------------------------------------------------------------- */
 
 CUresult cuDeviceGetCount(int *count) {
-    *count = sim_get_card()->count;
+    *count = sim_visible_count();
     return CUDA_SUCCESS;
 }
 
@@ -104,7 +106,7 @@ CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
 
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    sim_uuid(device, (unsigned char *)uuid->bytes);
+    sim_uuid(sim_device_at(device), (unsigned char *)uuid->bytes);
     return CUDA_SUCCESS;
 }
 
@@ -123,12 +125,12 @@ CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
 
 CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    snprintf(text, (size_t)length, "0000:%02X:00.0", sim_bus_number(device));
+    snprintf(text, (size_t)length, "0000:%02X:00.0", sim_bus_number(sim_device_at(device)));
     return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *text) {
-    *device = sim_device_at_bus(text);
+    *device = sim_ordinal_of(sim_device_at_bus(text));
     return *device < 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
 
@@ -164,7 +166,7 @@ static int attribute_value(CUdevice_attribute name, int device) {
         case CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT: return 32;
         case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: return 1500000;
         case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: return 2000000;
-        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return sim_bus_number(device);
+        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return sim_bus_number(sim_device_at(device));
         case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID: return 0;
         case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID: return 0;
         case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: return 2;
@@ -195,23 +197,47 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute name, CUdevice devi
 }
 
 CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) {
-    *can = device != peer;
+    if (!is_device(device) || !is_device(peer)) return CUDA_ERROR_INVALID_DEVICE;
+    *can = sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
     return CUDA_SUCCESS;
 }
+
+/* Which link joins two devices is not known: where there is access, it is the best there can be. */
+CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute name, CUdevice device, CUdevice peer) {
+    if (!is_device(device) || !is_device(peer) || device == peer) return CUDA_ERROR_INVALID_DEVICE;
+    *value = name == CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK
+                 ? 0
+                 : sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
+    return CUDA_SUCCESS;
+}
+
+static CUresult set_peer_access(CUcontext context, bool on) {
+    int device = sim_current_device(), peer = device_of(context);
+    if (device < 0 || sim_ordinal_of(peer) < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!sim_can_access_peer(device, peer)) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+    if (sim_set_peer_access(device, peer, on)) return CUDA_SUCCESS;
+    return on ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
+}
+
+CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned int flags) {
+    return flags ? CUDA_ERROR_INVALID_VALUE : set_peer_access(peer, true);
+}
+
+CUresult cuCtxDisablePeerAccess(CUcontext peer) { return set_peer_access(peer, false); }
 
 /* ---- contexts ------------------------------------------------------------------------------------- */
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
     if (flags) *flags = 0;
-    if (active) *active = sim_context_is_open(device);
+    if (active) *active = sim_context_is_open(sim_device_at(device));
     return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    sim_open_context(device);
-    *context = context_of(device);
+    sim_open_context(sim_device_at(device));
+    *context = context_of(sim_device_at(device));
     return CUDA_SUCCESS;
 }
 
@@ -222,7 +248,7 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxSetCurrent(CUcontext context) {
-    if (context) sim_set_current_device(device_of(context));
+    if (context) sim_set_current_ordinal(sim_ordinal_of(device_of(context)));
     return CUDA_SUCCESS;
 }
 
@@ -241,7 +267,7 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
-    *device = sim_current_device();
+    *device = sim_current_ordinal();
     return CUDA_SUCCESS;
 }
 
@@ -347,7 +373,7 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute name, CUdevicept
         case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *(CUdeviceptr *)value = pointer; break;
         case CU_POINTER_ATTRIBUTE_HOST_POINTER: *(CUdeviceptr *)value = pointer; break;
         case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(int *)value = region.kind == SIM_MANAGED; break;
-        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)value = region.device; break;
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)value = sim_ordinal_of(region.device); break;
         case CU_POINTER_ATTRIBUTE_BUFFER_ID: *(unsigned long long *)value = region.address; break;
         case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr *)value = region.address; break;
         case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t *)value = region.size; break;
@@ -445,7 +471,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     (void)flags;
     if (!size || size % SIM_PAGE || !is_device(wanted->location.id)) return CUDA_ERROR_INVALID_VALUE;
     if (state()) return state();
-    *handle = sim_physical_create(size, wanted->location.id);
+    *handle = sim_physical_create(size, sim_device_at(wanted->location.id));
     return *handle ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -476,7 +502,7 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *found, CUme
     memset(found, 0, sizeof *found);
     found->type = CU_MEM_ALLOCATION_TYPE_PINNED;
     found->location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    found->location.id = device;
+    found->location.id = sim_ordinal_of(device);
     return CUDA_SUCCESS;
 }
 

@@ -193,25 +193,18 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *place, device *d) {
 
 int nvmlDeviceGetHandleByPciBusId(const char *place, device *d) { return nvmlDeviceGetHandleByPciBusId_v2(place, d); }
 
-static void uuid_text(int number, char out[48]) {
-    unsigned char b[16];
-    sim_uuid(number, b);
-    snprintf(out, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
-             b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-}
-
 int nvmlDeviceGetUUID(device d, char *out, unsigned int length) {
     int error = refusal(d);
     if (error) return error;
-    char uuid[48];
-    uuid_text(number_of(d), uuid);
+    char uuid[SIM_UUID_TEXT];
+    sim_uuid_text(number_of(d), uuid);
     return text(out, length, uuid);
 }
 
 int nvmlDeviceGetHandleByUUID(const char *wanted, device *d) {
     for (int number = 0; number < sim_get_card()->count; number++) {
-        char uuid[48];
-        uuid_text(number, uuid);
+        char uuid[SIM_UUID_TEXT];
+        sim_uuid_text(number, uuid);
         if (strcmp(uuid, wanted) == 0) return give_handle(number, d);
     }
     return closed() ? UNINITIALIZED : NOT_FOUND;
