@@ -98,6 +98,7 @@ LORA: Mapping[str, Mapping[str, Any]] = {
 REASONS: Mapping[str, str] = {
     "ADAMSS": "it clusters singular vectors, which nothing computes on a simulated GPU",
     "FROD": f"it decomposes all weights on the host, which takes longer than {TIMEOUT:g} s",
+    "SHIRA": "it counts the entries of a mask that the device fills, which nothing computes here",
     "LORA (CorDA)": "PEFT needs preprocess_corda before it, a run over calibration data",
 }
 
