@@ -99,10 +99,12 @@ static sim_parameter kind_of(const char *type) {
     if (ends(type, "*") || ends(type, "&")) return SIM_POINTER;
     if (is_number(type)) return SIM_VALUE;
     /* A structure over constant elements (TensorInfo<float const, int>, an iterator) is only read, and so are
-     * the inputs of a concatenation; of a closure the name does not tell what it holds. */
+     * the inputs of a concatenation; of a closure the name does not tell what it holds. A TensorInfo begins with
+     * its one pointer. */
     if (strstr(type, "{lambda")) return SIM_STRUCT;
     if (strstr(type, "InputTensorMetadata")) return SIM_CONST_POINTER;
-    return strstr(type, " const,") || strstr(type, " const*,") || strstr(type, " const*>") ? SIM_CONST_POINTER : SIM_STRUCT;
+    if (strstr(type, " const,") || strstr(type, " const*,") || strstr(type, " const*>")) return SIM_CONST_POINTER;
+    return starts(type, "at::cuda::detail::TensorInfo<") ? SIM_POINTER : SIM_STRUCT;
 }
 
 size_t sim_read_parameters(const char *mangled, sim_parameter *parameters, size_t most) {
