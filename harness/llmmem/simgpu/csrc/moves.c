@@ -62,13 +62,15 @@ static bool is_known(const cat_inputs *in, size_t i, size_t size) {
 bool sim_run_cat(const sim_effect *e, void **arguments) {
     cat_shape shape;
     memcpy(&shape, arguments[2], sizeof shape);
-    int dimension = *(int *)arguments[3];
-    size_t inner = *(uint32_t *)arguments[4], size = e->element_size, total_bytes = size, inputs = 0;
-    if (dimension < 0 || dimension >= e->dimensions || !is_contiguous(&shape, e->dimensions)) return false;
+    int dimension = *(int *)arguments[3], dimensions = e->vector ? dimension + 1 : e->dimensions;
+    size_t inner = *(uint32_t *)arguments[4], size = e->element_size, inputs = 0;
+    if (dimension < 0 || dimension >= e->dimensions || !inner || !is_contiguous(&shape, dimensions)) return false;
     cat_inputs in = read_cat_inputs(arguments[1], e->batch);
-    size_t total = shape.sizes[dimension];
+    /* By vectors, the dimension and all that lie within it are one, whose size counts vectors. */
+    size_t total = e->vector ? shape.sizes[dimension] * e->vector / size / inner : shape.sizes[dimension];
+    size_t total_bytes = e->vector ? e->vector : size;
+    for (int d = 0; d < dimensions; d++) total_bytes *= shape.sizes[d];
     bool any_known = false, last = false;
-    for (int d = 0; d < e->dimensions; d++) total_bytes *= shape.sizes[d];
     while (inputs < e->batch && !last) { /* what follows the last one was never written */
         if (in.offsets[inputs] + in.sizes[inputs] > total) return false;
         any_known |= is_known(&in, inputs, size);
