@@ -107,6 +107,11 @@ static const struct {
     {"detail::TensorInfo<", SIM_POINTER}, /* begins with its one pointer */
     {"counting_iterator<", SIM_VALUE},
     {"Functor<", SIM_VALUE},
+    {"OffsetCalculator<", SIM_VALUE},
+    {"TensorDims<", SIM_VALUE},
+    {"TensorSizeStride<", SIM_VALUE},
+    {"PhiloxCudaState", SIM_VALUE},
+    {"c10::", SIM_VALUE}, /* numbers: Half, BFloat16, complex */
     {"::NullType", SIM_VALUE},
     {"cuda::std::", SIM_VALUE}, /* operators */
     {"cub::", SIM_SMALL_STRUCT},
