@@ -6,19 +6,20 @@
 
 /* Copies from the host that are longer are not looked at: what programs read back to decide something
  * is short (token ids, masks, indices), what is long are weights. */
-#define LONGEST_FROM_HOST ((size_t)8 << 20)
+#define LONGEST_FROM_HOST ((size_t)16 << 20)
 /* Results that are longer are kept only where they are one value all along. */
 #define LONGEST ((size_t)128 << 20)
-#define MOST_BYTES ((size_t)256 << 20)
+#define MOST_BYTES ((size_t)384 << 20)
 #define MOST_ENTRIES ((size_t)8192)
-/* What is known here and there in so many pieces is not kept. */
-#define MOST_RUNS ((size_t)1024)
+/* What is known here and there, in more pieces than this, is one entry with holes. */
+#define MOST_RUNS ((size_t)8)
 
 typedef struct {
     uintptr_t address;
     size_t size;
     uint64_t written; /* grows with every write: the age of the entry */
     unsigned char *bytes; /* size bytes, or NULL for a repeated pattern */
+    unsigned char *known; /* for each of them whether it is known, or NULL: all are */
     unsigned char pattern[16];
     size_t width;
 } entry;
@@ -46,10 +47,17 @@ static size_t first_after(uintptr_t address) {
     return low;
 }
 
+static size_t held_by(const entry *e) { return e->bytes ? e->size * (e->known ? 2 : 1) : 0; }
+
+static void free_bytes(const entry *e) {
+    free(e->bytes);
+    free(e->known);
+}
+
 static void drop(size_t from, size_t to) {
     for (size_t i = from; i < to; i++) {
-        if (entries[i].bytes) bytes_held -= entries[i].size;
-        free(entries[i].bytes);
+        bytes_held -= held_by(&entries[i]);
+        free_bytes(&entries[i]);
     }
     memmove(entries + from, entries + to, (count - to) * sizeof *entries);
     count -= to - from;
@@ -67,7 +75,7 @@ static void make_room(size_t size) {
 }
 
 static void insert(entry e) {
-    make_room(e.bytes ? e.size : 0);
+    make_room(held_by(&e));
     if (count == capacity) {
         capacity = capacity ? 2 * capacity : 256;
         entries = realloc(entries, capacity * sizeof *entries);
@@ -78,15 +86,21 @@ static void insert(entry e) {
     e.written = ++clock_now;
     entries[at] = e;
     count++;
-    if (e.bytes) bytes_held += e.size;
+    bytes_held += held_by(&e);
 }
 
-static void insert_bytes(uintptr_t address, const unsigned char *data, size_t n) {
+static unsigned char *copy_of(const unsigned char *data, size_t n) {
+    unsigned char *copy = malloc(n);
+    return copy ? memcpy(copy, data, n) : NULL;
+}
+
+static void insert_bytes(uintptr_t address, const unsigned char *data, const unsigned char *known, size_t n) {
     if (!n) return;
-    entry e = {.address = address, .size = n, .bytes = malloc(n)};
-    if (!e.bytes) return;
-    memcpy(e.bytes, data, n);
-    insert(e);
+    entry e = {.address = address, .size = n, .bytes = copy_of(data, n), .known = known ? copy_of(known, n) : NULL};
+    if (e.bytes && (e.known || !known))
+        insert(e);
+    else
+        free_bytes(&e);
 }
 
 static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pattern, size_t width) {
@@ -110,7 +124,7 @@ static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
     if (from >= to) return;
     size_t offset = from - e->address;
     if (e->bytes) {
-        insert_bytes(from, e->bytes + offset, to - from);
+        insert_bytes(from, e->bytes + offset, e->known ? e->known + offset : NULL, to - from);
         return;
     }
     unsigned char turned[16];
@@ -124,15 +138,16 @@ static void forget(uintptr_t address, size_t n) {
     while (end < count && entries[end].address < address + n) end++;
     if (i == end) return;
     entry first = entries[i], last = entries[end - 1];
-    entries[i].bytes = NULL;
-    entries[end - 1].bytes = NULL;
-    if (first.bytes) bytes_held -= first.size;
-    if (last.bytes && end - i > 1) bytes_held -= last.size;
+    bool one = end - i == 1;
+    /* Their bytes are needed for the pieces that stay. */
+    bytes_held -= held_by(&first) + (one ? 0 : held_by(&last));
+    entries[i].bytes = entries[i].known = NULL;
+    entries[end - 1].bytes = entries[end - 1].known = NULL;
     drop(i, end);
     keep_piece(&first, first.address, address);
     keep_piece(&last, address + n, last.address + last.size);
-    free(first.bytes);
-    if (end - i > 1) free(last.bytes);
+    free_bytes(&first);
+    if (!one) free_bytes(&last);
 }
 
 void sim_values_forget(uintptr_t address, size_t n) {
@@ -160,7 +175,7 @@ static void store(uintptr_t address, const unsigned char *data, size_t n) {
     if (width)
         insert_pattern(address, n, data, width);
     else if (n <= LONGEST)
-        insert_bytes(address, data, n);
+        insert_bytes(address, data, NULL, n);
 }
 
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
@@ -188,6 +203,7 @@ void sim_values_store_known(uintptr_t address, const void *data, const unsigned 
     for (size_t from = 0; from < n && runs <= MOST_RUNS; from = end_of_run(known, from, n)) runs++;
     acquire();
     forget(address, n);
+    if (runs > MOST_RUNS && n <= LONGEST) insert_bytes(address, data, known, n);
     for (size_t from = 0, to; from < n && runs <= MOST_RUNS; from = to) {
         to = end_of_run(known, from, n);
         if (known[from]) store(address + from, (const unsigned char *)data + from, to - from);
@@ -215,8 +231,13 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t 
     for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
         uintptr_t from, to;
         overlap(&entries[i], address, n, &from, &to);
-        part_of(&entries[i], from, (unsigned char *)out + (from - address), to - from);
-        if (known) memset(known + (from - address), 1, to - from);
+        const entry *e = &entries[i];
+        part_of(e, from, (unsigned char *)out + (from - address), to - from);
+        if (!known) continue;
+        if (e->known)
+            memcpy(known + (from - address), e->known + (from - e->address), to - from);
+        else
+            memset(known + (from - address), 1, to - from);
     }
     release();
 }
@@ -232,12 +253,15 @@ static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
         uintptr_t from, to;
         overlap(e, address, n, &from, &to);
         pieces[i] = (entry){.address = from - address, .size = to - from, .width = e->width};
-        if (!e->bytes)
-            part_of(e, from, pieces[i].pattern, e->width);
-        else if ((pieces[i].bytes = malloc(to - from)))
-            part_of(e, from, pieces[i].bytes, to - from);
+        if (e->bytes)
+            pieces[i].bytes = copy_of(e->bytes + (from - e->address), to - from);
         else
+            part_of(e, from, pieces[i].pattern, e->width);
+        if (e->known) pieces[i].known = copy_of(e->known + (from - e->address), to - from);
+        if ((e->bytes && !pieces[i].bytes) || (e->known && !pieces[i].known)) {
+            free_bytes(&pieces[i]);
             pieces[i].size = 0;
+        }
     }
     return pieces;
 }
@@ -267,7 +291,7 @@ sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_
     if (i < count && entries[i].address < address + n) {
         const entry *e = &entries[i];
         bool whole = e->address <= address && e->address + e->size >= address + n;
-        answer = repeats(e, address, n, width) || (whole && n == width) ? SIM_CONSTANT : SIM_VARIED;
+        answer = repeats(e, address, n, width) || (whole && !e->known && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
         if (answer == SIM_CONSTANT) part_of(e, address, (unsigned char *)value, width);
     }
