@@ -117,7 +117,7 @@ def what_nvml_reports() -> Any:
     )
     refused = []
     for ask in (
-        pynvml.nvmlDeviceGetMigMode,
+        pynvml.nvmlDeviceGetTotalEnergyConsumption,
         pynvml.nvmlDeviceGetFanSpeed,
         pynvml.nvmlDeviceGetPowerUsage,
     ):
@@ -558,7 +558,8 @@ def activate(description: str) -> None:
     gpu = find_gpu(name)
     if rest == ["without", "context"]:
         gpu = dataclasses.replace(gpu, context_bytes=0)
-    simgpu.activate(gpu, count=2 if rest == ["x2"] else 1)
+    counts = [int(word[1:]) for word in rest if word.startswith("x")]
+    simgpu.activate(gpu, count=counts[0] if counts else 1)
 
 
 def in_child(description: str, program: Callable[[], Any]) -> dict[str, Any]:

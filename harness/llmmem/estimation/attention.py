@@ -7,12 +7,14 @@ no run with a fused kernel has. So the choice is made here, by the rules of ``sd
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from llmmem.catalogue.gpus import Gpu
@@ -196,9 +198,11 @@ def _flash(
     if padding:
         scale = head_dim**-0.5 if scale is None else scale
         query, key, value = (functional.pad(tensor, (0, padding)) for tensor in (query, key, value))
-    output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout, is_causal, False, scale=scale
-    )[0]
+    output = _first(
+        torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout, is_causal, False, scale=scale
+        )
+    )
     return output[..., :head_dim] if padding else output
 
 
@@ -213,9 +217,20 @@ def _efficient(
 ) -> Tensor:
     bias = None if mask is None else _prepared_bias(mask, query, key)
     needs_gradient = _needs_gradient(query, key, value)
-    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, needs_gradient, dropout, is_causal, scale=scale
-    )[0]
+    return _first(
+        torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_gradient, dropout, is_causal, scale=scale
+        )
+    )
+
+
+def _first(outputs: Iterable[Any]) -> Tensor:
+    """The first of the outputs; the others are dropped in order, as C++ does, unlike Python."""
+    output: Tensor
+    output, *others = outputs
+    del outputs
+    while others:
+        del others[0]
     return output
 
 
@@ -227,17 +242,15 @@ def _additive(mask: Tensor, query: Tensor) -> Tensor:
         torch.scalar_tensor(number, dtype=query.dtype, device=query.device)
         for number in (0.0, float("-inf"))
     )
-    return torch.where(mask, zero, lowest)
+    additive = torch.where(mask, zero, lowest)
+    del lowest, zero  # in the order of C++
+    return additive
 
 
 def _prepared_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     mask = _additive(mask, query)
-    batch, heads, queries, _ = query.shape
-    bias = mask.expand(batch, heads, queries, key.shape[2])
-    keys = bias.shape[-1]
-    if keys % 16:
-        # Rows start at multiples of 16 elements: padded, then cut back.
-        return functional.pad(bias, (0, -keys % 16))[..., :keys]
-    if any(stride % 16 for stride in bias.stride()[:3]):
-        return bias.contiguous()
-    return bias
+    keys = mask.shape[-1]
+    if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+        # Rows must start at multiples of 8 elements: padded by 1 to 8 of them, then cut back.
+        mask = functional.pad(mask, (0, 8 - keys % 8))[..., :keys]
+    return mask.expand(*query.shape[:3], key.shape[2])

@@ -1,12 +1,18 @@
 #include "account.h"
 
+#include "faults.h"
+#include "guest.h"
+#include "ledger.h"
+#include "processes.h"
 #include "values.h"
+#include "visible.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Addresses of the devices: one reserved range that is never backed. First fit, lowest first, so
  * that the same program gets the same addresses relative to its start. */
@@ -19,6 +25,7 @@ typedef struct {
     size_t managed; /* managed memory, whole pages; resident as far as there is room */
     size_t peak;
     bool context;
+    bool reaches[SIM_MAX_DEVICES]; /* peers whose memory its kernels may use */
     sim_pool pool;
 } device_account;
 
@@ -48,7 +55,6 @@ static table regions = {.width = sizeof(sim_region)};
 static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
 static uint64_t last_handle;
-static _Thread_local int current_device;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
@@ -77,6 +83,7 @@ static bool set_field(const char *key, const char *value) {
         {"l2_bytes", NULL, &card.l2_bytes},
         {"memory_bus_bits", &card.memory_bus_bits, NULL},
         {"context_bytes", NULL, &card.context_bytes},
+        {"peer_access", &card.peer_access, NULL},
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
@@ -86,6 +93,7 @@ static bool set_field(const char *key, const char *value) {
         char *end;
         unsigned long long number = strtoull(value, &end, 10);
         if (end == value || *end) return false;
+        if (numbers[i].integer == &card.count && (number < 1 || number > SIM_MAX_DEVICES)) return false;
         if (numbers[i].integer) *numbers[i].integer = (int)number;
         if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
         return true;
@@ -113,10 +121,9 @@ static bool in_use(void) {
     return false;
 }
 
-int sim_configure(const char *text) {
+int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
-    if (in_use()) return -1;
     while (*text) {
         size_t length = strcspn(text, ";");
         number++;
@@ -126,11 +133,16 @@ int sim_configure(const char *text) {
         char *equals = strchr(field, '=');
         if (!equals) return number;
         *equals = 0;
-        if (!set_field(field, equals + 1)) return number;
+        if (!set(field, equals + 1)) return number;
         text += length + (text[length] == ';');
     }
-    if (card.count < 1 || card.count > SIM_MAX_DEVICES) return number + 1;
     return 0;
+}
+
+int sim_configure(const char *text) {
+    if (in_use()) return -1;
+    sim_forget_visible();
+    return sim_read_fields(text, set_field);
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
@@ -152,7 +164,14 @@ void sim_uuid(int device, unsigned char uuid[16]) {
     static const unsigned char base[16] = {0x73, 0x69, 0x6d, 0x75, 0x6c, 0x61, 0x74, 0x65,
                                            0x64, 0x67, 0x70, 0x75, 0, 0, 0, 0};
     memcpy(uuid, base, 16);
-    uuid[15] = (unsigned char)device;
+    uuid[3] = (unsigned char)device;
+}
+
+void sim_uuid_text(int device, char text[SIM_UUID_TEXT]) {
+    unsigned char b[16];
+    sim_uuid(device, b);
+    snprintf(text, SIM_UUID_TEXT, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 int sim_bus_number(int device) { return device + 1; }
@@ -162,14 +181,6 @@ int sim_device_at_bus(const char *place) {
     if (sscanf(place, "%x:%x:%x", &domain, &bus, &slot) != 3 || domain || slot) return -1;
     int device = (int)bus - 1;
     return device >= 0 && device < card.count ? device : -1;
-}
-
-int sim_current_device(void) { return current_device; }
-
-bool sim_set_current_device(int device) {
-    if (device < 0 || device >= card.count) return false;
-    current_device = device;
-    return true;
 }
 
 /* ---- sorted tables ----------------------------------------------------------------------------- */
@@ -218,10 +229,18 @@ static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
 
 static size_t context_of(const device_account *a) { return a->context ? card.context_bytes : 0; }
 
+/* What another process holds: what it wants, as far as this one has left it. */
+static size_t outside_bytes(const device_account *a) {
+    size_t taken = context_of(a) + a->mapped;
+    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    size_t wanted = sim_outside_wants();
+    return wanted < room ? wanted : room;
+}
+
 /* Managed memory moves to the host when the device needs the room, so it never stands in the way
  * of device memory and counts only as far as it fits beside it. */
 static size_t resident_managed(const device_account *a) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
     return a->managed < room ? a->managed : room;
 }
@@ -230,33 +249,60 @@ static size_t process_bytes(const device_account *a) {
     return context_of(a) + a->mapped + resident_managed(a);
 }
 
-static void note_peak(device_account *a) {
+/* To be called after every change. */
+static void note_change(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
+    sim_ledger_note((int)(a - accounts), now);
+    sim_publish((int)(a - accounts), now);
 }
 
 static bool charge(device_account *a, size_t bytes) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     if (taken > card.total_bytes || bytes > card.total_bytes - taken) return false;
     a->mapped += bytes;
-    note_peak(a);
+    note_change(a);
     return true;
+}
+
+static void discharge(device_account *a, size_t bytes) {
+    a->mapped -= bytes;
+    note_change(a);
 }
 
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
+    if (!in_use()) {
+        sim_ledger_open();
+        sim_invite_guest();
+    }
     a->context = true;
-    note_peak(a);
+    note_change(a);
 }
 
 void sim_open_context(int device) {
+    if (device < 0) return;
     acquire();
     open_context(device);
     release();
 }
 
 bool sim_context_is_open(int device) { return accounts[device].context; }
+
+bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
+
+bool sim_set_peer_access(int device, int peer, bool on) {
+    acquire();
+    bool changed = accounts[device].reaches[peer] != on;
+    accounts[device].reaches[peer] = on;
+    if (changed && on) {
+        open_context(device);
+        open_context(peer);
+    }
+    release();
+    return changed;
+}
 
 size_t sim_process_bytes(int device) {
     acquire();
@@ -273,7 +319,16 @@ void sim_reset_peak(int device) {
     release();
 }
 
-size_t sim_free_bytes(int device) { return card.total_bytes - sim_process_bytes(device); }
+size_t sim_outside_bytes(int device) {
+    acquire();
+    size_t bytes = outside_bytes(&accounts[device]);
+    release();
+    return bytes;
+}
+
+size_t sim_free_bytes(int device) {
+    return card.total_bytes - sim_process_bytes(device) - sim_outside_bytes(device);
+}
 
 /* ---- addresses --------------------------------------------------------------------------------- */
 
@@ -323,7 +378,7 @@ static void trim_pool(device_account *a, size_t keep) {
     if (keep >= pool->reserved) return;
     size_t wanted = round_up(pool->used > keep ? pool->used : keep, POOL_STEP);
     if (wanted >= pool->reserved) return;
-    a->mapped -= pool->reserved - wanted;
+    discharge(a, pool->reserved - wanted);
     pool->reserved = wanted;
 }
 
@@ -334,7 +389,7 @@ static bool charge_region(const sim_region *r) {
         case SIM_POOL: return charge_pool(a, r->size);
         case SIM_MANAGED:
             a->managed += r->extent;
-            note_peak(a);
+            note_change(a);
             return true;
         default: return true;
     }
@@ -342,8 +397,11 @@ static bool charge_region(const sim_region *r) {
 
 static void discharge_region(const sim_region *r) {
     device_account *a = &accounts[r->device];
-    if (r->kind == SIM_DEVICE) a->mapped -= r->extent;
-    if (r->kind == SIM_MANAGED) a->managed -= r->extent;
+    if (r->kind == SIM_DEVICE) discharge(a, r->extent);
+    if (r->kind == SIM_MANAGED) {
+        a->managed -= r->extent;
+        note_change(a);
+    }
     if (r->kind == SIM_POOL) {
         a->pool.used -= round_up(r->size, POOL_ROUND);
         trim_pool(a, a->pool.release_threshold);
@@ -351,7 +409,8 @@ static void discharge_region(const sim_region *r) {
 }
 
 uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
-    if (size > ADDRESS_SPACE) return 0;
+    if (size > ADDRESS_SPACE || device < 0) return 0;
+    if ((kind == SIM_DEVICE || kind == SIM_POOL) && sim_fault_at_allocation(size)) return 0;
     sim_region r = {.size = size, .extent = round_up(size ? size : 1, SIM_PAGE), .device = device, .kind = kind};
     bool on_host = kind == SIM_MANAGED || kind == SIM_HOST;
     acquire();
@@ -395,7 +454,7 @@ bool sim_release(sim_kind kind, uintptr_t address) {
 }
 
 bool sim_register_host(uintptr_t address, size_t size) {
-    sim_region r = {.address = address, .size = size, .extent = size, .device = current_device, .kind = SIM_REGISTERED};
+    sim_region r = {.address = address, .size = size, .extent = size, .device = sim_current_device(), .kind = SIM_REGISTERED};
     acquire();
     size_t i = count_up_to(&regions, address + size - 1);
     bool is_free = i == 0 || region_at(i - 1)->address + region_at(i - 1)->extent <= address;
@@ -429,11 +488,12 @@ static physical *held_physical(uint64_t handle) {
 
 static void give_back_if_unused(physical *p) {
     if (p->references > 0 || p->mappings > 0) return;
-    accounts[p->device].mapped -= p->size;
+    discharge(&accounts[p->device], p->size);
     erase(&physicals, (size_t)(p - physical_at(0)));
 }
 
 uint64_t sim_physical_create(size_t size, int device) {
+    if (sim_fault_at_allocation(size)) return 0;
     physical p = {.size = size, .device = device, .references = 1};
     acquire();
     open_context(device);

@@ -32,6 +32,7 @@ typedef struct {
     size_t l2_bytes;
     int memory_bus_bits;
     size_t context_bytes;
+    int peer_access; /* whether devices reach each other's memory */
     int driver_cuda_version; /* 13000 for CUDA 13.0 */
     char driver_version[32]; /* as NVML reports it */
     int cublas_version;
@@ -44,25 +45,37 @@ SIM_API const sim_card *sim_get_card(void);
  * number of the first field that is not understood, or -1 once a device has been used. */
 SIM_API int sim_configure(const char *text);
 
+/* Hand each "key=value" of text (with ';' between them) to set. Returns 0, or the 1-based number of the
+ * first that set does not take. */
+SIM_API int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value));
+
 /* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);
+#define SIM_UUID_TEXT 48
+SIM_API void sim_uuid_text(int device, char text[SIM_UUID_TEXT]); /* "GPU-..." */
 SIM_API int sim_bus_number(int device);
 /* The device at a place on the bus, or -1. */
 SIM_API int sim_device_at_bus(const char *place);
 
-/* The current device of this thread. */
+/* The current device of this thread; -1 if the program sees no device at all. */
 SIM_API int sim_current_device(void);
-SIM_API bool sim_set_current_device(int device);
 
 /* The primary context: opened by the first call that needs one, charged once, never closed. */
 SIM_API void sim_open_context(int device);
 SIM_API bool sim_context_is_open(int device);
+
+/* Whether kernels on a device may reach the memory of another, and which devices they do. Access opens
+ * the contexts of both. False if it is already as asked for. */
+SIM_API bool sim_can_access_peer(int device, int peer);
+SIM_API bool sim_set_peer_access(int device, int peer, bool on);
 
 /* Figures of one device. process = context + device memory + resident managed memory. */
 SIM_API size_t sim_process_bytes(int device);
 SIM_API size_t sim_peak_process_bytes(int device);
 SIM_API void sim_reset_peak(int device);
 SIM_API size_t sim_free_bytes(int device);
+/* What another process holds of a device (faults.h). */
+SIM_API size_t sim_outside_bytes(int device);
 
 /* What an address belongs to. */
 typedef enum {
