@@ -23,7 +23,7 @@ typedef struct {
     size_t width;
 } entry;
 
-static entry *entries; /* by address, none overlapping */
+static entry **entries; /* by address, none overlapping */
 static size_t count, capacity, bytes_held;
 static uint64_t clock_now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -38,7 +38,7 @@ static size_t first_after(uintptr_t address) {
     size_t low = 0, high = count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (entries[middle].address + entries[middle].size <= address)
+        if (entries[middle]->address + entries[middle]->size <= address)
             low = middle + 1;
         else
             high = middle;
@@ -48,8 +48,9 @@ static size_t first_after(uintptr_t address) {
 
 static void drop(size_t from, size_t to) {
     for (size_t i = from; i < to; i++) {
-        if (entries[i].bytes) bytes_held -= entries[i].size;
-        free(entries[i].bytes);
+        if (entries[i]->bytes) bytes_held -= entries[i]->size;
+        free(entries[i]->bytes);
+        free(entries[i]);
     }
     memmove(entries + from, entries + to, (count - to) * sizeof *entries);
     count -= to - from;
@@ -60,31 +61,55 @@ static void make_room(size_t size) {
     if (count < MOST_ENTRIES && bytes_held + size <= MOST_BYTES) return;
     uint64_t oldest = clock_now;
     for (size_t i = 0; i < count; i++)
-        if (entries[i].written < oldest) oldest = entries[i].written;
+        if (entries[i]->written < oldest) oldest = entries[i]->written;
     uint64_t middle = oldest + (clock_now - oldest) / 2;
     for (size_t i = count; i-- > 0;)
-        if (entries[i].written <= middle) drop(i, i + 1);
+        if (entries[i]->written <= middle) drop(i, i + 1);
 }
 
-static void insert(entry e) {
-    make_room(e.bytes ? e.size : 0);
+static void forget(uintptr_t address, size_t n);
+
+/* What is written again, all of it and nothing else: the usual case, without moving other entries. */
+static bool overwrite(const entry *e) {
+    size_t i = first_after(e->address);
+    if (i == count || entries[i]->address != e->address || entries[i]->size != e->size) return false;
+    if (entries[i]->bytes) bytes_held -= e->size;
+    free(entries[i]->bytes);
+    *entries[i] = *e;
+    return true;
+}
+
+static void add(const entry *e) {
+    entry *added = malloc(sizeof *added);
     if (count == capacity) {
         capacity = capacity ? 2 * capacity : 256;
         entries = realloc(entries, capacity * sizeof *entries);
-        if (!entries) abort();
     }
-    size_t at = first_after(e.address);
+    if (!added || !entries) abort();
+    size_t at = first_after(e->address);
     memmove(entries + at + 1, entries + at, (count - at) * sizeof *entries);
-    e.written = ++clock_now;
-    entries[at] = e;
+    *added = *e;
+    entries[at] = added;
     count++;
+}
+
+static void insert(entry e) {
+    e.written = ++clock_now;
+    if (!overwrite(&e)) {
+        forget(e.address, e.size);
+        make_room(e.bytes ? e.size : 0);
+        add(&e);
+    }
     if (e.bytes) bytes_held += e.size;
 }
 
 static void insert_bytes(uintptr_t address, const unsigned char *data, size_t n) {
     if (!n) return;
     entry e = {.address = address, .size = n, .bytes = malloc(n)};
-    if (!e.bytes) return;
+    if (!e.bytes) {
+        forget(address, n);
+        return;
+    }
     memcpy(e.bytes, data, n);
     insert(e);
 }
@@ -121,11 +146,11 @@ static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
 static void forget(uintptr_t address, size_t n) {
     size_t i = first_after(address);
     size_t end = i;
-    while (end < count && entries[end].address < address + n) end++;
+    while (end < count && entries[end]->address < address + n) end++;
     if (i == end) return;
-    entry first = entries[i], last = entries[end - 1];
-    entries[i].bytes = NULL;
-    entries[end - 1].bytes = NULL;
+    entry first = *entries[i], last = *entries[end - 1];
+    entries[i]->bytes = NULL;
+    entries[end - 1]->bytes = NULL;
     if (first.bytes) bytes_held -= first.size;
     if (last.bytes && end - i > 1) bytes_held -= last.size;
     drop(i, end);
@@ -144,7 +169,7 @@ void sim_values_forget(uintptr_t address, size_t n) {
 void sim_values_forget_at(uintptr_t address) {
     acquire();
     size_t i = first_after(address);
-    if (i < count && entries[i].address <= address) drop(i, i + 1);
+    if (i < count && entries[i]->address <= address) drop(i, i + 1);
     release();
 }
 
@@ -161,11 +186,12 @@ static void store(uintptr_t address, const unsigned char *data, size_t n) {
         insert_pattern(address, n, data, width);
     else if (n <= LONGEST)
         insert_bytes(address, data, n);
+    else
+        forget(address, n);
 }
 
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
     acquire();
-    forget(address, n);
     store(address, data, n);
     release();
 }
@@ -197,7 +223,6 @@ void sim_values_store_known(uintptr_t address, const void *data, const unsigned 
 
 void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width) {
     acquire();
-    forget(address, n);
     insert_pattern(address, n, pattern, width);
     release();
 }
@@ -212,10 +237,10 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t 
     acquire();
     memset(out, 0, n);
     if (known) memset(known, 0, n);
-    for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
+    for (size_t i = first_after(address); i < count && entries[i]->address < address + n; i++) {
         uintptr_t from, to;
-        overlap(&entries[i], address, n, &from, &to);
-        part_of(&entries[i], from, (unsigned char *)out + (from - address), to - from);
+        overlap(entries[i], address, n, &from, &to);
+        part_of(entries[i], from, (unsigned char *)out + (from - address), to - from);
         if (known) memset(known + (from - address), 1, to - from);
     }
     release();
@@ -224,11 +249,11 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t 
 /* A copy of what is known of n bytes, the pieces one after the other. */
 static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
     size_t first = first_after(address), end = first;
-    while (end < count && entries[end].address < address + n) end++;
+    while (end < count && entries[end]->address < address + n) end++;
     entry *pieces = end > first ? malloc((end - first) * sizeof *pieces) : NULL;
     *found = pieces ? end - first : 0;
     for (size_t i = 0; i < *found; i++) {
-        const entry *e = &entries[first + i];
+        const entry *e = entries[first + i];
         uintptr_t from, to;
         overlap(e, address, n, &from, &to);
         pieces[i] = (entry){.address = from - address, .size = to - from, .width = e->width};
@@ -264,8 +289,8 @@ sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_
     acquire();
     size_t i = first_after(address);
     sim_knowledge answer = SIM_UNKNOWN;
-    if (i < count && entries[i].address < address + n) {
-        const entry *e = &entries[i];
+    if (i < count && entries[i]->address < address + n) {
+        const entry *e = entries[i];
         bool whole = e->address <= address && e->address + e->size >= address + n;
         answer = repeats(e, address, n, width) || (whole && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
