@@ -39,8 +39,10 @@ def prefers_cudnn(gpu: Gpu) -> bool:
     """
     if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
         return False
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return gpu.compute_capability[0] in (9, 10) and (version is None or version > 91_500)
+    # `torch.backends.cudnn.version` would open the devices of this machine.
+    cudnn = getattr(torch._C, "_cudnn", None)
+    is_recent = cudnn is None or cudnn.getVersionInt() > 91_500
+    return is_recent and gpu.compute_capability[0] in (9, 10)
 
 
 def choose_backend(

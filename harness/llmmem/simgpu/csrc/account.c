@@ -50,7 +50,7 @@ typedef struct {
 
 static sim_card card;
 static device_account accounts[SIM_MAX_DEVICES];
-static uintptr_t space;
+static uintptr_t space, no_gap_below;
 static table regions = {.width = sizeof(sim_region)};
 static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
@@ -341,14 +341,15 @@ static uintptr_t find_gap(size_t extent) {
     if (!space) {
         void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
-        space = round_up((uintptr_t)base, SIM_PAGE);
+        space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = space, end = space + ADDRESS_SPACE - SIM_PAGE;
-    for (size_t i = count_up_to(&regions, space - 1); i < regions.count; i++) {
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;
         if (r->address - at >= extent) break;
         at = r->address + r->extent;
+        if (r->address == no_gap_below) no_gap_below = at;
     }
     return at <= end && end - at >= extent ? at : 0;
 }
@@ -446,6 +447,7 @@ bool sim_release(sim_kind kind, uintptr_t address) {
         sim_region r = *region_at(i - 1);
         erase(&regions, i - 1);
         discharge_region(&r);
+        if (sim_is_device_address(address) && address < no_gap_below) no_gap_below = address;
         if (r.kind == SIM_MANAGED || r.kind == SIM_HOST) munmap((void *)address, r.extent);
         if (r.kind != SIM_REGISTERED) sim_values_forget(address, r.extent);
     }
