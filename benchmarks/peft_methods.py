@@ -4,7 +4,9 @@
 
 Runs each PEFT type, and LoRA's initialisations and variants beside it, on a tiny Llama and on
 Llama-3.2-3B, and writes ``reports/peft-sim-l40s.md`` and ``.csv``. With names of methods only these
-run, and their rows are printed and not written.
+run, and their tables are printed and not written.
+
+AdaMSS needs scikit-learn, and LoftQ scipy: without them their rows say so.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import contextlib
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import track
+from tabulate import tabulate
 
 from llmmem.errors import LlmmemError
 from llmmem.report import Record, frame, write
 from llmmem.results import RunResult
 from llmmem.runner import Runner
 from llmmem.setups import Setup
+from llmmem.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,9 +37,9 @@ if TYPE_CHECKING:
 
 DEVICE = "sim:l40s"
 REPORT = Path(__file__).parents[1] / "reports" / "peft-sim-l40s.md"
-COMMAND = "python benchmarks/peft_methods.py"
+TIMEOUT = 300.0
 
-#: Large enough for PEFT's default block and vector sizes of 256.
+#: Large enough for PEFT's default blocks and vectors of 256.
 TINY = "tiny-llama.json"
 TINY_CONFIG = {
     "model_type": "llama",
@@ -46,7 +51,8 @@ TINY_CONFIG = {
     "vocab_size": 1024,
     "max_position_embeddings": 1024,
 }
-MODELS = {TINY: 128, "meta-llama/Llama-3.2-3B": 512}  # and the tokens of a sequence
+#: The models, and the tokens of a sequence.
+MODELS = {TINY: 128, "meta-llama/Llama-3.2-3B": 512}
 
 EXPERTS = {"0": "expert-0", "1": "expert-1"}
 
@@ -83,9 +89,16 @@ LORA: Mapping[str, Mapping[str, Any]] = {
     "KaSA": {"kasa_config": {"beta": 1e-4}},
     "MonteCLoRA": {"monteclora_config": {"num_samples": 4}},
     "BD-LoRA": {"use_bdlora": {"nblocks": 4, "target_modules_bd_a": ["q_proj", "v_proj"]}},
-    "layer replication": {"layer_replication": [[0, 2], [1, 2]]},
+    "layer replication": {"layer_replication": [[0, 2], [0, 2]]},
     "trainable tokens": {"trainable_token_indices": [*range(8)]},
     "saved modules": {"modules_to_save": ["lm_head"]},
+}
+
+#: Why a method does not run here, where its own message does not say it.
+REASONS: Mapping[str, str] = {
+    "ADAMSS": "it clusters singular vectors, which nothing computes on a simulated GPU",
+    "FROD": f"it decomposes all weights on the host, which takes longer than {TIMEOUT:g} s",
+    "LORA (CorDA)": "PEFT needs preprocess_corda before it, a run over calibration data",
 }
 
 
@@ -98,20 +111,22 @@ class Row:
     adapter_bytes: int | None
 
 
-def methods(hidden_size: int) -> dict[str, dict[str, Any]]:
+def methods(hidden_size: int, layers: int) -> dict[str, dict[str, Any]]:
     """The adapters to run, by name: each PEFT type with what it needs, then LoRA's variants."""
     from peft import PeftType
 
     types = {
-        kind.value: {"peft_type": kind.value} | NEEDED.get(kind.value, {}) for kind in PeftType
+        kind.value: {"peft_type": kind.value, **NEEDED.get(kind.value, {})} for kind in PeftType
     }
     types["XLORA"] |= {"hidden_size": hidden_size, "adapters": EXPERTS}
-    variants = {f"LORA ({name})": {"peft_type": "LORA"} | keys for name, keys in LORA.items()}
+    variants = {f"LORA ({name})": {"peft_type": "LORA", **keys} for name, keys in LORA.items()}
+    variants["LORA (layer replication)"]["layer_replication"] = [[0, layers], [layers - 1, layers]]
     return types | variants
 
 
 def main(chosen: list[str]) -> None:
     """Run the methods (all of them if none is named) and write or print the tables."""
+    # The setups name files of this directory: reports should not name where it lies.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         Path(TINY).write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
         rows = {model: run_all(model, seq_len, chosen) for model, seq_len in MODELS.items()}
@@ -123,36 +138,39 @@ def main(chosen: list[str]) -> None:
 
 
 def run_all(model: str, seq_len: int, chosen: list[str]) -> list[Row]:
-    """Run the chosen methods, or all, on one model."""
+    """Run the chosen methods, or all of them, on one model."""
     from llmmem.build import load_config
 
     base = Setup(model=model, seq_len=seq_len, mode="forward")
-    adapters = methods(load_config(base).hidden_size)
+    config = load_config(base)
+    adapters = methods(config.hidden_size, config.num_hidden_layers)
     save_experts(base)
+    names = track(chosen or adapters, description=model, console=Console(stderr=True))
     with Runner(DEVICE) as runner:
-        plain = runner.run(base, estimate=False)
-        assert plain.components is not None, plain.message
-        return [
-            run_one(runner, name, adapters[name], base, plain.components.weights)
-            for name in track(chosen or adapters, description=model, console=_stderr())
-        ]
+        without = runner.run(base, estimate=False)
+        assert without.components is not None, without.message
+        weights = without.components.weights
+        return [run_one(runner, name, adapters[name], base, weights) for name in names]
 
 
 def run_one(
-    runner: Runner, name: str, adapter: Mapping[str, Any], base: Setup, base_bytes: int
+    runner: Runner, method: str, adapter: Mapping[str, Any], base: Setup, base_bytes: int
 ) -> Row:
-    """Two training steps of the model with the adapter."""
+    """Two training steps of the model with the adapter, beside what its own weights take."""
     setup = Setup(model=base.model, seq_len=base.seq_len, adapter=adapter)
     try:
-        result = runner.run(setup, estimate=False)
+        result = runner.run(setup, estimate=False, timeout=TIMEOUT)
     except LlmmemError as error:  # the adapter does not fit this model
         result = RunResult(setup, DEVICE, "simulated", "unsupported", str(error))
-    weights = result.components.weights if result.components and result.outcome == "ok" else None
-    return Row(name, result, None if weights is None else weights - base_bytes)
+    if result.outcome == "ok" and result.components is not None:
+        return Row(method, result, result.components.weights - base_bytes)
+    if method in REASONS:
+        result = replace(result, outcome="unsupported", message=REASONS[method])
+    return Row(method, result, None)
 
 
 def save_experts(base: Setup) -> None:
-    """Write the LoRA adapters that X-LoRA mixes: of zeros, and without the model's weights."""
+    """Write the LoRA adapters that X-LoRA mixes: zeros, made without the model's weights."""
     import peft
     import torch
     from safetensors.torch import save_file
@@ -171,30 +189,57 @@ def save_experts(base: Setup) -> None:
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """The report's own columns, and what this one adds."""
+    """The report's own columns for each run as a whole, and what this report adds."""
     rows = list(rows)
     whole = frame(Record.from_run(row.result) for row in rows)
     whole = whole[whole["phase"] == "total"].reset_index(drop=True)
-    added = {
-        "peft_method": [row.method for row in rows],
-        "trainable_parameters": [row.result.trainable_parameters for row in rows],
-        "adapter_bytes": [row.adapter_bytes for row in rows],
-    }
-    return whole.assign(
-        **{name: whole["phase"].__class__(values) for name, values in added.items()}
-    )
+    whole["peft_method"] = [row.method for row in rows]
+    whole["trainable_parameters"] = [row.result.trainable_parameters for row in rows]
+    whole["adapter_bytes"] = [row.adapter_bytes for row in rows]
+    return whole.astype({"trainable_parameters": "Int64", "adapter_bytes": "Int64"})
 
 
 def page(rows: Mapping[str, list[Row]]) -> str:
     """The tables as Markdown, one for each model."""
-    lines = ["# PEFT's methods on a simulated L40S", "", f"Made by `{COMMAND}`."]
-    return "\n".join(lines)
+    versions = next(iter(rows.values()))[0].result.versions
+    libraries = ", ".join(
+        f"{name} {versions.get(name)}" for name in ("torch", "transformers", "peft")
+    )
+    return "\n".join(
+        [
+            f"# PEFT's methods on {DEVICE}",
+            "",
+            f"Made by `python benchmarks/{Path(__file__).name}` ({libraries}). Two training steps "
+            "in bfloat16, batch size 1, fused AdamW; each method with PEFT's defaults. *Adapter*: "
+            "what the method adds to the weights, trainable or not. Peaks are simulated; where an "
+            "initialisation goes through cuSOLVER or cuFFT, the workspace is a model.",
+            *(line for model, of_model in rows.items() for line in section(model, of_model)),
+            "",
+        ]
+    )
 
 
-def _stderr() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
+def section(model: str, rows: list[Row]) -> list[str]:
+    """One model's table, under a heading that counts the types that ran."""
+    types = [row for row in rows if " " not in row.method]
+    ran = sum(row.result.outcome == "ok" for row in types)
+    cells = [
+        (
+            row.method,
+            row.result.outcome,
+            "-" if (count := row.result.trainable_parameters) is None else f"{count:,}",
+            format_size(row.adapter_bytes),
+            format_size(row.result.peaks.allocated),
+            format_size(row.result.peaks.reserved),
+            row.result.message.replace("|", "\\|"),
+        )
+        for row in rows
+    ]
+    headers = ("method", "outcome", "trainable", "adapter", "allocated", "reserved", "why not")
+    aligned = ("left", "left", "right", "right", "right", "right", "left")
+    markdown = tabulate(cells, headers, tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    title = f"## {model}, {rows[0].result.setup.seq_len} tokens"
+    return ["", title, "", f"{ran} of {len(types)} PEFT types run.", "", markdown]
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ class Options:
         if self.require_gpu:
             parts.insert(0, "a real GPU is required")
         if parts or self.device.kind != "auto":
-            parts.insert(0, f"device {self.device}")
+            simulated = " (simulated: values are not computed)" if self.device.kind == "sim" else ""
+            parts.insert(0, f"device {self.device}{simulated}")
         if self.faults != NO_FAULTS:
             parts.append(f"faults on demand: {self.faults}")
         return ", ".join(parts)

@@ -275,13 +275,7 @@ def _in_shards(
 
 
 def _completed(model: PreTrainedModel, adapter: Any, setup: Setup) -> nn.Module:
-    """The model with its adapter and checkpointing, in the mode of the setup.
-
-    Args:
-        model: The model, with storage or without.
-        adapter: PEFT's config of the adapter; ``None`` without one.
-        setup: What is built.
-    """
+    """The model with its adapter (a PEFT config or none) and checkpointing, in the setup's mode."""
     wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
     if setup.gradient_checkpointing:
         _enable_checkpointing(wrapped, setup)

@@ -111,7 +111,7 @@ class Generation:
 
     def _check_prompts(self) -> None:
         adapter = getattr(self._outer, "active_peft_config", None)
-        if not getattr(adapter, "is_prompt_learning", False):
+        if adapter is None or not adapter.is_prompt_learning:
             return
         kind = adapter.peft_type.value
         if self._config.is_encoder_decoder:

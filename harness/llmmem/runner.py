@@ -70,7 +70,12 @@ class Runner:
         self.close()
 
     def run(
-        self, setup: Setup, *, estimate: bool = True, timeout: float | None = DEFAULT_TIMEOUT
+        self,
+        setup: Setup,
+        *,
+        estimate: bool = True,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        cap: str | None = None,
     ) -> RunResult:
         """Run the setup and measure it; whatever happens to the process is a result.
 
@@ -78,10 +83,12 @@ class Runner:
             setup: What to run.
             estimate: Whether to estimate first.
             timeout: Seconds after which the run is ended, with outcome ``timeout``.
+            cap: A card of the GPU catalogue: the run gets no more memory than that card has, if
+                the device has more, and its outcome is ``oom`` past it. Kernels stay the device's.
 
         Raises:
-            InputError: The setup names something that does not exist, or the faults that
-                ``LLMMEM_SIMULATED_FAULTS`` asks for are not valid.
+            InputError: The setup or the card names something that does not exist, or the faults
+                that ``LLMMEM_SIMULATED_FAULTS`` asks for are not valid.
             UnsupportedError: The device only estimates.
         """
         faults = faults_from_environment()
@@ -90,7 +97,13 @@ class Runner:
                 "device 'estimate' runs nothing: choose cuda or sim, or estimate"
             )
         estimated, notes = self._estimate_beside(setup, timeout) if estimate else (None, ())
-        job = {"action": "run", "setup": setup.to_dict(), "timeout": timeout, "faults": str(faults)}
+        job = {
+            "action": "run",
+            "setup": setup.to_dict(),
+            "gpu": cap,
+            "timeout": timeout,
+            "faults": str(faults),
+        }
         reply = self._ask(job)
         if "result" in reply:
             result = RunResult.from_dict(reply["result"])
@@ -244,6 +257,7 @@ def run(
     *,
     estimate: bool = True,
     timeout: float | None = DEFAULT_TIMEOUT,
+    cap: str | None = None,
 ) -> RunResult:
     """Run one setup on a device in a process of its own; see `Runner.run`.
 
@@ -251,7 +265,7 @@ def run(
         >>> run(Setup(model="meta-llama/Llama-3.2-1B", method="lora"), "sim:h100").peaks.allocated
     """
     with Runner(device) as runner:
-        return runner.run(setup, estimate=estimate, timeout=timeout)
+        return runner.run(setup, estimate=estimate, timeout=timeout, cap=cap)
 
 
 def resolve_device() -> Device:

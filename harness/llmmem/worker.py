@@ -2,8 +2,9 @@
 
 ``python -m llmmem.worker DEVICE`` reads jobs from standard input and writes replies to standard
 output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
-``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}``, a run also
-with ``"faults": text`` (`llmmem.simgpu.Faults`) for a simulated GPU, and its reply one of
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` (``gpu``
+is the card to assume, or to cap a run to), a run also with ``"faults": text``
+(`llmmem.simgpu.Faults`) for a simulated GPU, and its reply one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
@@ -146,11 +147,13 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
 
             return {"result": estimate(setup, job["gpu"]).to_dict()}
         from llmmem import simgpu
+        from llmmem.catalogue.gpus import find_gpu
         from llmmem.measurement.run import run_here
 
+        cap = None if job["gpu"] is None else find_gpu(job["gpu"])
         simulated = simgpu.active()
         with simulated.inject(job["faults"]) if simulated is not None else nullcontext():
-            return {"result": run_here(setup, device).to_dict()}
+            return {"result": run_here(setup, device, cap).to_dict()}
     except (InputError, UnsupportedError) as error:
         return _refused(error)
     except Exception as error:  # models and libraries may raise anything

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmmem import simgpu
+from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
 from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.measurement.history import History, allocator_events
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
     from llmmem.measurement.attribution import Attribution
     from llmmem.results import Outcome, Peaks
@@ -35,10 +37,11 @@ __all__ = ["run_here"]
 LARGEST_HOLDERS = 20
 
 
-def run_here(setup: Setup, device: Device) -> RunResult:
+def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
     """Build the setup and do its steps on the device, in this process, and measure.
 
-    The process must not have used CUDA before.
+    The process must not have used CUDA before. With a cap it runs out of memory where it would on
+    that card, if the device is larger.
 
     Raises:
         InputError: The setup names something that does not exist.
@@ -54,7 +57,8 @@ def run_here(setup: Setup, device: Device) -> RunResult:
     outcome: Outcome = "ok"
     message = ""
     try:
-        with history.timeline.recording_calls():
+        limited = nullcontext() if cap is None else capped(cap, device.index)
+        with limited, history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
     except RuntimeError as error:
         if not (is_out_of_memory(error) or is_cuda_error(error)):
@@ -84,7 +88,11 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
-        notes=(*parallel_notes(setup), *_notes(peaks, attribution)),
+        notes=(
+            *parallel_notes(setup),
+            *_notes(peaks, attribution),
+            *_cap_notes(cap, device),
+        ),
     )
 
 
@@ -122,6 +130,14 @@ class _RunObserver:
 def _phase_results(peaks: Mapping[str, Peaks], attribution: Attribution) -> tuple[PhaseResult, ...]:
     components = {phase.phase: phase.components for phase in attribution.phases}
     return tuple(PhaseResult(name, peak, components.get(name)) for name, peak in peaks.items())
+
+
+def _cap_notes(cap: Gpu | None, device: Device) -> Iterator[str]:
+    if cap is not None and is_smaller(cap, device.index):
+        yield (
+            f"capped to the memory of the {cap.title}: kernels, their workspaces and the context are "
+            "those of the device"
+        )
 
 
 def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:

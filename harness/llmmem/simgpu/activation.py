@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
@@ -23,18 +24,20 @@ from llmmem.simgpu.torch_build import TorchBuild, installed_torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
+__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
 
 MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
+#: Where a program finds llmmem, whose part in it begins with the first use of a device
+#: (``csrc/guest.h``).
+HOME_VARIABLE = "LLMMEM_SIMULATED_GPU_HOME"
+HOME = Path(__file__).parents[2]
+#: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
+BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
-
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
-#: of cuDNN have workspaces that only cuDNN knows.
-ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
-    "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
+    "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
 
 
@@ -79,8 +82,10 @@ class SimulatedGpu:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from a real card, so far as this process makes use of it, and its faults."""
+        unknown = self._account.cudnn_attention_unknown()
+        attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        return (*NOTES, *compilation.notes(), *asked_for)
+        return (*attention, *NOTES, *compilation.notes(), *asked_for)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -135,17 +140,11 @@ class SimulatedGpu:
         """Environment variables with which a new program has these GPUs, with an account of its own.
 
         A forked child needs none: it has the GPUs already.
+
+        Raises:
+            UnsupportedError: The libraries lie where no program can be given them.
         """
-        preloaded = [str(path) for path in self.libraries.paths]
-        if os.environ.get("LD_PRELOAD"):
-            preloaded.append(os.environ["LD_PRELOAD"])
-        return {
-            "LD_PRELOAD": ":".join(preloaded),
-            CARD_VARIABLE: (card := _card(self.gpu, self.count, _required_torch())),
-            ATTENTION_VARIABLE: "1",
-            FAULTS_VARIABLE: str(self.faults),
-            **compilation.settings(card, self.libraries, _cache_directory(), os.environ),
-        }
+        return _environment(self.gpu, self.count, self.libraries, self.faults)
 
     def _set_faults(self, faults: Faults) -> None:
         self._account.set_faults(str(faults))
@@ -196,28 +195,74 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
             card; or other GPUs are in use.
     """
-    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    if not 1 <= count <= MOST_DEVICES:
-        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    card = _asked_for(gpu, count)
     before = active()
     if before is not None and (before.gpu, before.count) == (card, count):
         return before
     faults = before.faults if before else faults_from_environment()
     for problem in check() if before else (*check(), *_too_late()):
         raise UnsupportedError(str(problem))
-    torch = _required_torch()
-    if not torch.runs_on(card.compute_capability):
-        raise UnsupportedError(_no_kernels(torch, card))
+    torch = _torch_for(card)
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
     text = _card(card, count, torch)
     account.configure(text)
-    os.environ.setdefault(ATTENTION_VARIABLE, "1")
     os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
     return _process.gpu
+
+
+def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str, str]:
+    """Environment variables with which a new program has simulated GPUs; this process gets none.
+
+    The program's processes have them from their start, each with an account of its own. The
+    arguments and the errors are those of `activate`.
+    """
+    card = _asked_for(gpu, count)
+    faults = faults_from_environment()
+    for problem in check():
+        raise UnsupportedError(str(problem))
+    torch, cache = _torch_for(card), _cache_directory()
+    _check_preloadable(cache)  # before it takes the time to build
+    return _environment(card, count, build(torch, cache), faults)
+
+
+def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults) -> dict[str, str]:
+    _check_preloadable(libraries.core.parent)
+    preloaded = [str(path) for path in libraries.paths]
+    if os.environ.get("LD_PRELOAD"):
+        preloaded.append(os.environ["LD_PRELOAD"])
+    card = _card(gpu, count, _required_torch())
+    return {
+        "LD_PRELOAD": ":".join(preloaded),
+        CARD_VARIABLE: card,
+        HOME_VARIABLE: str(HOME),
+        FAULTS_VARIABLE: str(faults),
+        **compilation.settings(card, libraries, _cache_directory(), os.environ),
+    }
+
+
+def _check_preloadable(directory: Path) -> None:
+    if any(separator in str(directory) for separator in " :"):
+        raise UnsupportedError(
+            f"a program cannot be given libraries from {str(directory)!r}: the loader takes spaces "
+            "and colons for separators; set XDG_CACHE_HOME to a directory without them"
+        )
+
+
+def _asked_for(gpu: str | Gpu, count: int) -> Gpu:
+    if not 1 <= count <= MOST_DEVICES:
+        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    return find_gpu(gpu) if isinstance(gpu, str) else gpu
+
+
+def _torch_for(gpu: Gpu) -> TorchBuild:
+    torch = _required_torch()
+    if not torch.runs_on(gpu.compute_capability):
+        raise UnsupportedError(_no_kernels(torch, gpu))
+    return torch
 
 
 def _inherited() -> SimulatedGpu | None:
@@ -283,7 +328,9 @@ def _too_late() -> tuple[Problem, ...]:
     if "torch" in sys.modules:
         return (
             Problem(
-                "torch is imported already", "activate the simulated GPU before torch is imported"
+                "torch is imported already",
+                "activate the simulated GPU before torch is imported (in a notebook: restart the "
+                "kernel and do it in the first cell)",
             ),
         )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
@@ -315,7 +362,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
         f"{key}={value}"
         for key, value in {
             "name": gpu.name,
-            "title": gpu.title + SIMULATED,
+            "title": gpu.title if _has_bare_name() else gpu.title + SIMULATED,
             "count": count,
             "major": major,
             "minor": minor,
@@ -337,6 +384,10 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "nccl_version": _library_version("nccl", cuda_major),
         }.items()
     )
+
+
+def _has_bare_name() -> bool:
+    return os.environ.get(BARE_NAME_VARIABLE, "0") not in ("", "0")
 
 
 def _library_version(library: str, cuda_major: int) -> int:

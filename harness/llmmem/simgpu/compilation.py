@@ -44,12 +44,17 @@ REMOTE_CACHES = (
 NO_TIME = 1.0
 
 #: What was decided in this process otherwise than on a real card, in order.
-_decided: dict[str, None] = {}
+_decided: list[str] = []
 
 
 def notes() -> tuple[str, ...]:
     """What was compiled in this process otherwise than it may be on a real card."""
     return tuple(_decided)
+
+
+def _note(text: str) -> None:
+    if text not in _decided:
+        _decided.append(text)
 
 
 def settings(
@@ -93,11 +98,12 @@ def _base(directory: str | None) -> Path | None:
 
 def register() -> None:
     """Have Triton and Inductor choose without benchmarks, now or as soon as they are imported."""
+    if any(isinstance(finder, _ChangesModules) for finder in sys.meta_path):
+        return
     for name, change in CHANGES.items():
         if name in sys.modules:
             change(sys.modules[name])
-    if not any(isinstance(finder, _ChangesModules) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _ChangesModules())
+    sys.meta_path.insert(0, _ChangesModules())
 
 
 class _ChangesModules:
@@ -130,7 +136,7 @@ def _choose_without_trial(module: ModuleType) -> None:
     prune = autotuner.prune_configs
 
     def first_that_loads(self: Any, kwargs: dict[str, Any]) -> list[Any]:
-        _decided["Triton's autotuner took the first configuration that fits the card"] = None
+        _note("Triton's autotuner took the first configuration that fits the card")
         pruned = prune(self, kwargs)
         return next(([config] for config in pruned if _loads(self, config, kwargs)), pruned[:1])
 
@@ -138,7 +144,7 @@ def _choose_without_trial(module: ModuleType) -> None:
         return [NO_TIME] * 3
 
     autotuner.prune_configs = first_that_loads
-    # Not asked for a single configuration by Triton 3.6 and later.
+    # Older Tritons also benchmark what is the only configuration.
     autotuner._bench = without_trial
 
 
@@ -164,7 +170,9 @@ def _take_the_librarys(module: ModuleType) -> None:
 
     def without_trial(self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any) -> Any:
         if len(choices) > 1:
-            _decided["Inductor took a library's kernel where max-autotune tries its own"] = None
+            _note(
+                "Inductor tried no kernels: it took a library's, else its first that fits the card"
+            )
             of_libraries = (each for each in choices if isinstance(each, module.ExternKernelCaller))
             own = (each for each in choices if _precompiles(each))
             choices = [next(of_libraries, None) or next(own, choices[0])]
@@ -204,7 +212,7 @@ def _answer_without_trial(module: ModuleType) -> None:
 
 def _say_what_is_not_tried(module: ModuleType) -> None:
     """Inductor is in use."""
-    _decided["compiled code pads no matrix product"] = None
+    _note("compiled code pads no matrix product")
 
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {

@@ -59,6 +59,8 @@ static const struct {
     {cudaErrorPeerAccessNotEnabled, "cudaErrorPeerAccessNotEnabled", "peer access has not been enabled"},
     {cudaErrorPeerAccessUnsupported, "cudaErrorPeerAccessUnsupported",
      "peer access is not supported between these two devices"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
+     "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
@@ -269,7 +271,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t size, cudaMemPool_t p
 
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -283,8 +285,8 @@ cudaError_t cudaFreeHost(void *pointer) { return deallocate(pointer, SIM_HOST); 
 
 cudaError_t cudaHostRegister(void *pointer, size_t size, unsigned int flags) {
     (void)flags;
-    sim_register_host((uintptr_t)pointer, size);
-    return cudaSuccess;
+    if (!pointer || !size) return fail(cudaErrorInvalidValue);
+    return sim_register_host((uintptr_t)pointer, size) ? cudaSuccess : fail(cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *pointer) {

@@ -4,11 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Copies longer than this are not remembered: what programs read back to decide something is short
- * (token ids, masks, sizes), what is long are weights. */
-#define LONGEST_COPY ((size_t)1 << 20)
-#define MOST_BYTES ((size_t)32 << 20)
+/* Copies from the host that are longer are not looked at: what programs read back to decide something
+ * is short (token ids, masks, indices), what is long are weights. */
+#define LONGEST_FROM_HOST ((size_t)8 << 20)
+/* Results that are longer are kept only where they are one value all along. */
+#define LONGEST ((size_t)128 << 20)
+#define MOST_BYTES ((size_t)256 << 20)
 #define MOST_ENTRIES ((size_t)8192)
+/* What is known here and there in so many pieces is not kept. */
+#define MOST_RUNS ((size_t)1024)
 
 typedef struct {
     uintptr_t address;
@@ -144,10 +148,50 @@ void sim_values_forget_at(uintptr_t address) {
     release();
 }
 
+/* The width of the value that the data repeats, or 0. */
+static size_t repeated_width(const unsigned char *data, size_t n) {
+    for (size_t width = 1; width <= 8; width *= 2)
+        if (n > width && n % width == 0 && !memcmp(data, data + width, n - width)) return width;
+    return 0;
+}
+
+static void store(uintptr_t address, const unsigned char *data, size_t n) {
+    size_t width = n > sizeof(uint64_t) ? repeated_width(data, n) : 0;
+    if (width)
+        insert_pattern(address, n, data, width);
+    else if (n <= LONGEST)
+        insert_bytes(address, data, n);
+}
+
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
     acquire();
     forget(address, n);
-    if (n <= LONGEST_COPY) insert_bytes(address, data, n);
+    store(address, data, n);
+    release();
+}
+
+void sim_values_receive(uintptr_t address, const void *data, size_t n) {
+    if (n <= LONGEST_FROM_HOST)
+        sim_values_store(address, data, n);
+    else
+        sim_values_forget(address, n);
+}
+
+/* Where the run of bytes ends that are all known, or all not. */
+static size_t end_of_run(const unsigned char *known, size_t from, size_t n) {
+    const unsigned char *end = memchr(known + from, !known[from], n - from);
+    return end ? (size_t)(end - known) : n;
+}
+
+void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *known, size_t n) {
+    size_t runs = 0;
+    for (size_t from = 0; from < n && runs <= MOST_RUNS; from = end_of_run(known, from, n)) runs++;
+    acquire();
+    forget(address, n);
+    for (size_t from = 0, to; from < n && runs <= MOST_RUNS; from = to) {
+        to = end_of_run(known, from, n);
+        if (known[from]) store(address + from, (const unsigned char *)data + from, to - from);
+    }
     release();
 }
 
@@ -158,63 +202,74 @@ void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t wi
     release();
 }
 
-/* The index after the last of the entries that hold all n bytes, or 0 if they do not. */
-static size_t covered(uintptr_t address, size_t n) {
-    uintptr_t at = address;
-    size_t i = first_after(address);
-    while (i < count && at < address + n && entries[i].address <= at) at = entries[i].address + entries[i].size, i++;
-    return n && at >= address + n ? i : 0;
+/* The part of an entry that lies in n bytes from address on. */
+static void overlap(const entry *e, uintptr_t address, size_t n, uintptr_t *from, uintptr_t *to) {
+    *from = e->address > address ? e->address : address;
+    *to = e->address + e->size < address + n ? e->address + e->size : address + n;
 }
 
-static void read_bytes(uintptr_t address, unsigned char *out, size_t n) {
-    memset(out, 0, n);
-    if (!covered(address, n)) return;
-    for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
-        const entry *e = &entries[i];
-        uintptr_t from = e->address > address ? e->address : address;
-        uintptr_t to = e->address + e->size < address + n ? e->address + e->size : address + n;
-        part_of(e, from, out + (from - address), to - from);
-    }
-}
-
-void sim_values_read(uintptr_t address, void *out, size_t n) {
+void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t n) {
     acquire();
-    read_bytes(address, out, n);
+    memset(out, 0, n);
+    if (known) memset(known, 0, n);
+    for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
+        uintptr_t from, to;
+        overlap(&entries[i], address, n, &from, &to);
+        part_of(&entries[i], from, (unsigned char *)out + (from - address), to - from);
+        if (known) memset(known + (from - address), 1, to - from);
+    }
     release();
+}
+
+/* A copy of what is known of n bytes, the pieces one after the other. */
+static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
+    size_t first = first_after(address), end = first;
+    while (end < count && entries[end].address < address + n) end++;
+    entry *pieces = end > first ? malloc((end - first) * sizeof *pieces) : NULL;
+    *found = pieces ? end - first : 0;
+    for (size_t i = 0; i < *found; i++) {
+        const entry *e = &entries[first + i];
+        uintptr_t from, to;
+        overlap(e, address, n, &from, &to);
+        pieces[i] = (entry){.address = from - address, .size = to - from, .width = e->width};
+        if (!e->bytes)
+            part_of(e, from, pieces[i].pattern, e->width);
+        else if ((pieces[i].bytes = malloc(to - from)))
+            part_of(e, from, pieces[i].bytes, to - from);
+        else
+            pieces[i].size = 0;
+    }
+    return pieces;
 }
 
 void sim_values_copy(uintptr_t to, uintptr_t from, size_t n) {
+    size_t found;
     acquire();
-    size_t i = first_after(from);
-    bool whole = i < count && entries[i].address <= from && entries[i].address + entries[i].size >= from + n;
-    if (!whole) {
-        forget(to, n);
-    } else if (entries[i].bytes) {
-        unsigned char *copy = malloc(n);
-        if (copy) part_of(&entries[i], from, copy, n);
-        forget(to, n);
-        if (copy) insert_bytes(to, copy, n);
-        free(copy);
-    } else {
-        unsigned char pattern[16];
-        size_t width = entries[i].width;
-        part_of(&entries[i], from, pattern, width);
-        forget(to, n);
-        insert_pattern(to, n, pattern, width);
+    entry *pieces = pieces_of(from, n, &found);
+    forget(to, n);
+    for (size_t i = 0; i < found; i++) {
+        pieces[i].address += to;
+        if (pieces[i].size) insert(pieces[i]);
     }
+    free(pieces);
     release();
+}
+
+/* All n bytes lie in one entry, and it repeats a value. */
+static bool repeats(const entry *e, uintptr_t address, size_t n, size_t width) {
+    return e->address <= address && e->address + e->size >= address + n && !e->bytes && width % e->width == 0;
 }
 
 sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value) {
     acquire();
+    size_t i = first_after(address);
     sim_knowledge answer = SIM_UNKNOWN;
-    size_t end = covered(address, n);
-    if (end) {
-        const entry *e = &entries[end - 1];
-        bool repeats = e->address <= address && !e->bytes && width % e->width == 0;
-        answer = repeats || n == width ? SIM_CONSTANT : SIM_VARIED;
+    if (i < count && entries[i].address < address + n) {
+        const entry *e = &entries[i];
+        bool whole = e->address <= address && e->address + e->size >= address + n;
+        answer = repeats(e, address, n, width) || (whole && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
-        if (answer == SIM_CONSTANT) read_bytes(address, (unsigned char *)value, width);
+        if (answer == SIM_CONSTANT) part_of(e, address, (unsigned char *)value, width);
     }
     release();
     return answer;
