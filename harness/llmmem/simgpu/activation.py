@@ -381,6 +381,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "driver_version": "580.00" if cuda_major >= 13 else "570.00",
             "cublas_version": _library_version("cublas", cuda_major),
             "cudnn_version": _library_version("cudnn", cuda_major),
+            "nccl_version": _library_version("nccl", cuda_major),
         }.items()
     )
 

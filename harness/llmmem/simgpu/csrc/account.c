@@ -87,6 +87,7 @@ static bool set_field(const char *key, const char *value) {
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
+        {"nccl_version", &card.nccl_version, NULL},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].name) != 0) continue;

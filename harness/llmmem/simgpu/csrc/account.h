@@ -37,6 +37,7 @@ typedef struct {
     char driver_version[32]; /* as NVML reports it */
     int cublas_version;
     int cudnn_version;
+    int nccl_version;
 } sim_card;
 
 SIM_API const sim_card *sim_get_card(void);
