@@ -42,7 +42,7 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         InputError: The setup names something that does not exist.
         UnsupportedError: The setup is valid and cannot be built here.
     """
-    os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
+    _configure_allocator(setup.allocator)
     torch.cuda.set_device(device.index)
     history = History(device.index)
     history.start(setup.allocator)
@@ -80,6 +80,13 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         allocator=setup.allocator,
         notes=tuple(_notes(peaks, attribution)),
     )
+
+
+def _configure_allocator(settings: str) -> None:
+    """Give PyTorch's allocator these settings, whatever the environment held; CUDA is not in use."""
+    older, newer = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    os.environ.pop(older, None)  # where it is known it comes first
+    os.environ[newer if torch.__version__ >= (2, 9) else older] = settings
 
 
 class _RunObserver:

@@ -109,9 +109,15 @@ static bool in_use(void) {
     return false;
 }
 
+/* How many devices a program was told there are, which PyTorch asks once and remembers; 0 before. */
+static int told_count;
+
+int sim_device_count(void) { return told_count = card.count; }
+
 int sim_configure(const char *text) {
     char field[256];
     int number = 0;
+    sim_card before = card;
     if (in_use()) return -1;
     while (*text) {
         size_t length = strcspn(text, ";");
@@ -126,6 +132,10 @@ int sim_configure(const char *text) {
         text += length + (text[length] == ';');
     }
     if (card.count < 1 || card.count > SIM_MAX_DEVICES) return number + 1;
+    if (told_count && card.count != told_count) {
+        card = before;
+        return -1;
+    }
     return 0;
 }
 

@@ -41,8 +41,12 @@ typedef struct {
 SIM_API const sim_card *sim_get_card(void);
 
 /* Set the card from "key=value;key=value;..." (the keys are the fields above). Returns 0, or the 1-based
- * number of the first field that is not understood, or -1 once a device has been used. */
+ * number of the first field that is not understood, or -1 once a device has been used, and for another
+ * count once sim_device_count has told it. */
 SIM_API int sim_configure(const char *text);
+
+/* The number of devices, told to a program. */
+SIM_API int sim_device_count(void);
 
 /* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);

@@ -105,10 +105,12 @@ static const char *skip_type(const char *p, sim_parameter *kind) {
     return NULL;
 }
 
-/* A structure over constant elements (TensorInfo<const float, int>: "...IKf...") is only read. */
-static bool is_over_constants(const char *from, const char *to) {
+/* A structure over constant elements (TensorInfo<const float, int>: "...IKf...") is only read, and so is
+ * the state of random numbers. */
+static bool is_only_read(const char *from, const char *to) {
+    static const char random[] = "PhiloxCudaState";
     for (const char *p = from; p + 1 < to; p++)
-        if (p[0] == 'I' && p[1] == 'K') return true;
+        if ((p[0] == 'I' && p[1] == 'K') || starts(p, random)) return true;
     return false;
 }
 
@@ -119,7 +121,7 @@ static size_t read_list(const char *p, sim_parameter *parameters, size_t most) {
         if (count == most) return 0;
         const char *from = p;
         p = skip_type(p, &parameters[count]);
-        if (p && parameters[count] == SIM_STRUCT && is_over_constants(from, p)) parameters[count] = SIM_CONST_POINTER;
+        if (p && parameters[count] == SIM_STRUCT && is_only_read(from, p)) parameters[count] = SIM_CONST_POINTER;
         count++;
     }
     return p ? count : 0;
