@@ -24,6 +24,8 @@ __all__ = ["Backend", "attend", "choose_backend", "prefers_cudnn"]
 Backend = Literal["cudnn", "flash", "efficient", "math"]
 
 HALF = (torch.float16, torch.bfloat16)
+# The version from which memory-efficient attention takes fewer heads of keys than of queries.
+EFFICIENT_TAKES_GROUPS = (2, 14)
 # Cards of the 8.x and 12.x families with about 100 KiB of shared memory.
 _SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
 
@@ -127,6 +129,8 @@ def _is_flash_possible(
 def _is_efficient_possible(query: Tensor, key: Tensor, gpu: Gpu, dtype: torch.dtype) -> bool:
     head_dim = query.shape[-1]
     if dtype not in (*HALF, torch.float32) or head_dim != key.shape[-1]:
+        return False
+    if query.shape[1] != key.shape[1] and torch.__version__ < EFFICIENT_TAKES_GROUPS:  # type: ignore[operator]
         return False
     if dtype is torch.bfloat16 and gpu.compute_capability < (8, 0):
         return False

@@ -122,6 +122,11 @@ static bool in_use(void) {
     return false;
 }
 
+/* How many devices a program was told there are, which PyTorch asks once and remembers; 0 before. */
+static int told_count;
+
+int sim_device_count(void) { return told_count = card.count; }
+
 int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
@@ -142,8 +147,15 @@ int sim_read_fields(const char *text, bool (*set)(const char *key, const char *v
 
 int sim_configure(const char *text) {
     if (in_use()) return -1;
+    sim_card before = card;
+    int bad = sim_read_fields(text, set_field);
+    if (bad) return bad;
+    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
+        card = before;
+        return -1;
+    }
     sim_forget_visible();
-    return sim_read_fields(text, set_field);
+    return 0;
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
