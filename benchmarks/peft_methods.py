@@ -15,6 +15,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEVICE = "sim:l40s"
+LONGEST_REASON = 120
 TEXTS = ("method", "outcome", "why not")
 REPORT = Path(__file__).parents[1] / "reports" / "peft-sim-l40s.md"
 TIMEOUT = 300.0
@@ -245,7 +247,7 @@ def cells(row: Row) -> dict[str, str]:
         "allocated": format_size(result.peaks.allocated),
         "reserved": format_size(result.peaks.reserved),
         "trace": "-" if error is None else f"{error:+.2f}%",
-        "why not": result.message.replace("|", "\\|"),
+        "why not": textwrap.shorten(result.message, LONGEST_REASON).replace("|", "\\|"),
     }
 
 
