@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Reduction",
     "cublas_workspace",
+    "cudnn_backward_workspace",
     "efficient_backward_workspace",
     "embedding_adds_atomically",
     "embedding_segments",
@@ -167,6 +168,20 @@ def _product(values: Iterable[int]) -> int:
     for value in values:
         product *= value
     return product
+
+
+def cudnn_backward_workspace(batch: int, heads: int, queries: int, head_dim: int, gpu: Gpu) -> int:
+    """Bytes of what is asked for beside the plan in the backward pass of cuDNN's attention.
+
+    A sum for each row and an accumulator of the gradient of the queries, in float32; with heads of
+    256 elements Blackwell writes the gradient directly.
+
+    Source: NVIDIA/cudnn-frontend, ``include/cudnn_frontend/node/
+    scaled_dot_product_flash_attention.h``, ``softmax_sum`` and ``dQ_accum``.
+    """
+    major, _ = gpu.compute_capability
+    is_direct = major == 10 and head_dim == 256
+    return FLOAT * batch * heads * queries * (1 if is_direct else head_dim + 1)
 
 
 def flash_head_dim(head_dim: int) -> int:

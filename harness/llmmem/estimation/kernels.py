@@ -18,6 +18,7 @@ from llmmem.estimation.hidden import (
     FLOAT,
     FLOAT_AND_INDEX,
     INDEX,
+    cudnn_backward_workspace,
     efficient_backward_workspace,
     embedding_adds_atomically,
     embedding_segments,
@@ -434,6 +435,32 @@ def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
 # Attention.
 
 
+def _cudnn_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/attention.cu``, ``_cudnn_attention_forward``."""
+    output, logsumexp, *rest = out = func(*args, **kwargs)
+    seed, offset = rest[4:6]
+    tracer.note_cudnn_attention(0)
+    tracer.born([seed, offset, output])
+    if _bind(func, args, kwargs, "compute_log_sumexp"):
+        tracer.born(logsumexp)
+    return out
+
+
+def _cudnn_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cudnn/MHA.cpp``, ``run_cudnn_SDP_bprop``."""
+    _, query, key, value = args[:4]
+    batch, heads, queries, head_dim = query.shape
+    out = tracer.run(func, args, kwargs)
+    workspace = cudnn_backward_workspace(batch, heads, queries, head_dim, tracer.gpu)
+    with tracer.scratch(workspace):
+        pass
+    expanded = 0
+    if has_gqa(heads, key.shape[1]):
+        expanded = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * key.element_size()
+    tracer.note_cudnn_attention(expanded)
+    return out
+
+
 def _flash_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``.../transformers/cuda/flash_attn/flash_api.cpp``, ``mha_fwd``."""
     query, key = args[:2]
@@ -608,6 +635,8 @@ _HANDLERS: dict[Handler, str] = {
     _safe_softmax: "_safe_softmax.default",
     _layer_norm_backward: "native_layer_norm_backward.default",
     _native_dropout: "native_dropout.default",
+    _cudnn_forward: "_scaled_dot_product_cudnn_attention.default",
+    _cudnn_backward: "_scaled_dot_product_cudnn_attention_backward.default",
     _flash_forward: "_scaled_dot_product_flash_attention.default",
     _flash_backward: "_scaled_dot_product_flash_attention_backward.default",
     _efficient_forward: "_scaled_dot_product_efficient_attention.default",

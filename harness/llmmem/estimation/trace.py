@@ -18,6 +18,7 @@ from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
 from llmmem.estimation.tracer import Tracer
 from llmmem.measurement.timeline import Timeline
+from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.step import execute
 
@@ -124,7 +125,7 @@ def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
     assumed = [
         f"kernels and workspaces of {gpu.title}",
         "operators as in PyTorch 2.14",
-        "attention: flash, memory-efficient or math by PyTorch's rules; cuDNN attention off",
+        "attention: cuDNN, flash, memory-efficient or math by PyTorch's rules",
     ]
     if setup.quantization == "int8":
         assumed.append("no activation is an outlier of LLM.int8")
@@ -169,6 +170,9 @@ class TraceObserver:
     ) -> Trace:
         """The peaks, with what held them."""
         self._collect()
+        unknown = self.tracer.cudnn_attention_unknown
+        if unknown is not None:
+            assumptions = (*assumptions, cudnn_attention(unknown))
         attribution = self.timeline.attribute(self.tracer.events)
         held = {phase.phase: phase.components for phase in attribution.phases}
         return Trace(

@@ -60,6 +60,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         events: Allocations and frees so far, in order.
         operators: For each event, the operator that was seen last.
+        cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
+            beyond what is traced, at most; None where there was none.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.operators: list[Any] = []
         self._operator: Any = None
+        self.cudnn_attention_unknown: int | None = None
         self._handlers = dict(handlers)
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
@@ -145,6 +148,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if thread not in self._workspaces:
             self._workspaces.add(thread)
             self.take(cublas_workspace(self.gpu))
+
+    def note_cudnn_attention(self, unknown: int) -> None:
+        """An attention by cuDNN may take these bytes beyond what is traced."""
+        self.cudnn_attention_unknown = max(self.cudnn_attention_unknown or 0, unknown)
 
     @property
     def in_backward(self) -> bool:

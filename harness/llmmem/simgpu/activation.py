@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
@@ -34,12 +35,7 @@ HOME = Path(__file__).parents[2]
 #: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
 BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
-
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
-#: of cuDNN have workspaces that only cuDNN knows.
-ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
-    "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
     "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
@@ -86,8 +82,10 @@ class SimulatedGpu:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from a real card, so far as this process makes use of it, and its faults."""
+        unknown = self._account.cudnn_attention_unknown()
+        attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        return (*NOTES, *compilation.notes(), *asked_for)
+        return (*attention, *NOTES, *compilation.notes(), *asked_for)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -185,6 +183,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     The libraries are compiled at the first call on a machine and then cached in
     ``$XDG_CACHE_HOME/llmmem``. Asking for the same GPUs again returns them. Other ones can be had
     until a device is first used: a server imports torch and forks, and each child chooses its own.
+    Another number of them can be had only until PyTorch has counted them, which it does once.
 
     Args:
         gpu: A card of the catalogue, or its name.
@@ -195,7 +194,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     Raises:
         InputError: No such card, another count, or faults that are not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
-            card; or other GPUs are in use.
+            card; or other GPUs are in use, or counted.
     """
     card = _asked_for(gpu, count)
     before = active()
@@ -209,7 +208,6 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     account = load(libraries)
     text = _card(card, count, torch)
     account.configure(text)
-    os.environ.setdefault(ATTENTION_VARIABLE, "1")
     os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
@@ -242,7 +240,6 @@ def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults
         "LD_PRELOAD": ":".join(preloaded),
         CARD_VARIABLE: card,
         HOME_VARIABLE: str(HOME),
-        ATTENTION_VARIABLE: "1",
         FAULTS_VARIABLE: str(faults),
         **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
@@ -385,6 +382,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "driver_version": "580.00" if cuda_major >= 13 else "570.00",
             "cublas_version": _library_version("cublas", cuda_major),
             "cudnn_version": _library_version("cudnn", cuda_major),
+            "nccl_version": _library_version("nccl", cuda_major),
         }.items()
     )
 

@@ -24,6 +24,8 @@ class Account:
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
+        core.sim_cudnn_attention_unknown.argtypes = []
+        core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
@@ -65,6 +67,14 @@ class Account:
     def peak_process_bytes(self, device: int) -> int:
         """The most it held since the start or the last reset."""
         return int(self._core.sim_peak_process_bytes(device))
+
+    def cudnn_attention_unknown(self) -> int | None:
+        """Bytes that one plan of cuDNN attention may take beyond what is accounted.
+
+        None where no attention was by cuDNN.
+        """
+        found = int(self._core.sim_cudnn_attention_unknown())
+        return None if found < 0 else found
 
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""

@@ -30,9 +30,11 @@ typedef struct {
 } device_account;
 
 typedef struct {
+    uint64_t handle; /* numbers that are never used again, so that an old one is told from a new one */
     size_t size;
     int device;
-    int references; /* the creator's, and one for each mapping */
+    int references; /* the program's: it may use the handle while there is one */
+    int mappings;
 } physical;
 
 typedef struct {
@@ -48,9 +50,11 @@ typedef struct {
 
 static sim_card card;
 static device_account accounts[SIM_MAX_DEVICES];
-static uintptr_t space;
+static uintptr_t space, no_gap_below;
 static table regions = {.width = sizeof(sim_region)};
+static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
+static uint64_t last_handle;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
@@ -83,6 +87,7 @@ static bool set_field(const char *key, const char *value) {
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
+        {"nccl_version", &card.nccl_version, NULL},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].name) != 0) continue;
@@ -117,6 +122,11 @@ static bool in_use(void) {
     return false;
 }
 
+/* How many devices a program was told there are, which PyTorch asks once and remembers; 0 before. */
+static int told_count;
+
+int sim_device_count(void) { return told_count = card.count; }
+
 int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
@@ -137,8 +147,15 @@ int sim_read_fields(const char *text, bool (*set)(const char *key, const char *v
 
 int sim_configure(const char *text) {
     if (in_use()) return -1;
+    sim_card before = card;
+    int bad = sim_read_fields(text, set_field);
+    if (bad) return bad;
+    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
+        card = before;
+        return -1;
+    }
     sim_forget_visible();
-    return sim_read_fields(text, set_field);
+    return 0;
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
@@ -218,6 +235,7 @@ static void erase(table *t, size_t i) {
 }
 
 static sim_region *region_at(size_t i) { return (sim_region *)regions.items + i; }
+static physical *physical_at(size_t i) { return (physical *)physicals.items + i; }
 static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
 
 /* ---- figures (call with the lock held) --------------------------------------------------------- */
@@ -336,14 +354,15 @@ static uintptr_t find_gap(size_t extent) {
     if (!space) {
         void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
-        space = round_up((uintptr_t)base, SIM_PAGE);
+        space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = space, end = space + ADDRESS_SPACE - SIM_PAGE;
-    for (size_t i = count_up_to(&regions, space - 1); i < regions.count; i++) {
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;
         if (r->address - at >= extent) break;
         at = r->address + r->extent;
+        if (r->address == no_gap_below) no_gap_below = at;
     }
     return at <= end && end - at >= extent ? at : 0;
 }
@@ -370,8 +389,8 @@ static bool charge_pool(device_account *a, size_t size) {
 
 static void trim_pool(device_account *a, size_t keep) {
     sim_pool *pool = &a->pool;
-    size_t wanted = pool->used > keep ? pool->used : keep;
-    wanted = round_up(wanted, POOL_STEP);
+    if (keep >= pool->reserved) return;
+    size_t wanted = round_up(pool->used > keep ? pool->used : keep, POOL_STEP);
     if (wanted >= pool->reserved) return;
     discharge(a, pool->reserved - wanted);
     pool->reserved = wanted;
@@ -422,19 +441,26 @@ uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
     return r.address;
 }
 
-static bool may_free(sim_kind asked, sim_kind found) {
-    if (asked == SIM_DEVICE) return found == SIM_DEVICE || found == SIM_POOL || found == SIM_MANAGED;
-    return asked == found;
+static bool is_any_mapped(uintptr_t address, size_t size) {
+    size_t i = count_up_to(&mappings, address + size - 1);
+    return i > 0 && mapping_at(i - 1)->address + mapping_at(i - 1)->size > address;
+}
+
+static bool may_free(sim_kind asked, const sim_region *found) {
+    if (asked == SIM_DEVICE) return found->kind == SIM_DEVICE || found->kind == SIM_POOL || found->kind == SIM_MANAGED;
+    if (asked == SIM_RESERVED && is_any_mapped(found->address, found->extent)) return false;
+    return asked == found->kind;
 }
 
 bool sim_release(sim_kind kind, uintptr_t address) {
     acquire();
     size_t i = count_up_to(&regions, address);
-    bool found = i > 0 && region_at(i - 1)->address == address && may_free(kind, region_at(i - 1)->kind);
+    bool found = i > 0 && region_at(i - 1)->address == address && may_free(kind, region_at(i - 1));
     if (found) {
         sim_region r = *region_at(i - 1);
         erase(&regions, i - 1);
         discharge_region(&r);
+        if (sim_is_device_address(address) && address < no_gap_below) no_gap_below = address;
         if (r.kind == SIM_MANAGED || r.kind == SIM_HOST) munmap((void *)address, r.extent);
         if (r.kind != SIM_REGISTERED) sim_values_forget(address, r.extent);
     }
@@ -445,9 +471,11 @@ bool sim_release(sim_kind kind, uintptr_t address) {
 bool sim_register_host(uintptr_t address, size_t size) {
     sim_region r = {.address = address, .size = size, .extent = size, .device = sim_current_device(), .kind = SIM_REGISTERED};
     acquire();
-    insert(&regions, &r);
+    size_t i = count_up_to(&regions, address + size - 1);
+    bool is_free = i == 0 || region_at(i - 1)->address + region_at(i - 1)->extent <= address;
+    if (is_free) insert(&regions, &r);
     release();
-    return true;
+    return is_free;
 }
 
 bool sim_find(uintptr_t address, sim_region *region) {
@@ -461,71 +489,109 @@ bool sim_find(uintptr_t address, sim_region *region) {
 
 /* ---- physical memory apart from addresses ------------------------------------------------------- */
 
-uint64_t sim_physical_create(size_t size, int device) {
-    if (sim_fault_at_allocation(size)) return 0;
-    physical *p = malloc(sizeof *p);
-    if (!p) return 0;
-    *p = (physical){.size = size, .device = device, .references = 1};
-    acquire();
-    open_context(device);
-    bool charged = charge(&accounts[device], size);
-    release();
-    if (charged) return (uint64_t)(uintptr_t)p;
-    free(p);
-    return 0;
+/* What a handle stands for, or NULL. */
+static physical *find_physical(uint64_t handle) {
+    size_t i = count_up_to(&physicals, handle);
+    return i > 0 && physical_at(i - 1)->handle == handle ? physical_at(i - 1) : NULL;
 }
 
-static void drop_reference(physical *p) {
-    if (--p->references > 0) return;
+/* The same, if the program still holds the handle. */
+static physical *held_physical(uint64_t handle) {
+    physical *p = find_physical(handle);
+    return p && p->references > 0 ? p : NULL;
+}
+
+static void give_back_if_unused(physical *p) {
+    if (p->references > 0 || p->mappings > 0) return;
     discharge(&accounts[p->device], p->size);
-    free(p);
+    erase(&physicals, (size_t)(p - physical_at(0)));
+}
+
+uint64_t sim_physical_create(size_t size, int device) {
+    if (sim_fault_at_allocation(size)) return 0;
+    physical p = {.size = size, .device = device, .references = 1};
+    acquire();
+    open_context(device);
+    if (charge(&accounts[device], size)) {
+        p.handle = ++last_handle;
+        insert(&physicals, &p);
+    }
+    release();
+    return p.handle;
 }
 
 bool sim_physical_retain(uint64_t handle) {
-    if (!handle) return false;
     acquire();
-    ((physical *)(uintptr_t)handle)->references++;
+    physical *p = find_physical(handle);
+    if (p) p->references++;
     release();
-    return true;
+    return p != NULL;
 }
 
 bool sim_physical_release(uint64_t handle) {
-    if (!handle) return false;
     acquire();
-    drop_reference((physical *)(uintptr_t)handle);
+    physical *p = held_physical(handle);
+    if (p) {
+        p->references--;
+        give_back_if_unused(p);
+    }
     release();
-    return true;
+    return p != NULL;
 }
 
 bool sim_physical_info(uint64_t handle, size_t *size, int *device) {
-    if (!handle) return false;
-    *size = ((physical *)(uintptr_t)handle)->size;
-    *device = ((physical *)(uintptr_t)handle)->device;
-    return true;
+    acquire();
+    const physical *p = held_physical(handle);
+    if (p) {
+        *size = p->size;
+        *device = p->device;
+    }
+    release();
+    return p != NULL;
+}
+
+/* Whether all of these addresses are reserved, as one piece. */
+static bool are_reserved(uintptr_t address, size_t size) {
+    size_t i = count_up_to(&regions, address);
+    const sim_region *r = i > 0 ? region_at(i - 1) : NULL;
+    return r && r->kind == SIM_RESERVED && size <= r->extent && address - r->address <= r->extent - size;
 }
 
 bool sim_physical_map(uintptr_t address, size_t size, uint64_t handle) {
-    if (!sim_physical_retain(handle)) return false;
     mapping m = {.address = address, .size = size, .handle = handle};
     acquire();
-    insert(&mappings, &m);
+    physical *p = held_physical(handle);
+    bool possible = p && size && size <= p->size && are_reserved(address, size) && !is_any_mapped(address, size);
+    if (possible) {
+        p->mappings++;
+        insert(&mappings, &m);
+    }
     release();
-    return true;
+    return possible;
+}
+
+/* The index after the last of the mappings that are these addresses, from the first one on; or first
+ * if they are not whole mappings without a gap. */
+static size_t end_of_mappings(size_t first, uintptr_t address, size_t size) {
+    uintptr_t at = address;
+    size_t i = first;
+    while (i < mappings.count && at < address + size && mapping_at(i)->address == at) at += mapping_at(i++)->size;
+    return at == address + size ? i : first;
 }
 
 bool sim_physical_unmap(uintptr_t address, size_t size) {
     acquire();
-    size_t i = count_up_to(&mappings, address - 1);
-    bool found = false;
-    while (i < mappings.count && mapping_at(i)->address < address + size) {
-        physical *p = (physical *)(uintptr_t)mapping_at(i)->handle;
-        erase(&mappings, i);
-        drop_reference(p);
-        found = true;
+    size_t first = address ? count_up_to(&mappings, address - 1) : 0;
+    size_t count = end_of_mappings(first, address, size) - first;
+    for (size_t i = 0; i < count; i++) {
+        physical *p = find_physical(mapping_at(first)->handle);
+        erase(&mappings, first);
+        p->mappings--;
+        give_back_if_unused(p);
     }
-    sim_values_forget(address, size);
+    if (count) sim_values_forget(address, size);
     release();
-    return found;
+    return count > 0;
 }
 
 uint64_t sim_physical_at(uintptr_t address) {
@@ -546,3 +612,15 @@ void sim_pool_trim(int device, size_t keep) {
     trim_pool(&accounts[device], keep);
     release();
 }
+
+/* ---- what is not accounted ------------------------------------------------------------------------ */
+
+static int64_t cudnn_attention_unknown = -1;
+
+void sim_note_cudnn_attention(size_t bytes) {
+    acquire();
+    if ((int64_t)bytes > cudnn_attention_unknown) cudnn_attention_unknown = (int64_t)bytes;
+    release();
+}
+
+int64_t sim_cudnn_attention_unknown(void) { return cudnn_attention_unknown; }

@@ -59,6 +59,8 @@ static const struct {
     {cudaErrorPeerAccessNotEnabled, "cudaErrorPeerAccessNotEnabled", "peer access has not been enabled"},
     {cudaErrorPeerAccessUnsupported, "cudaErrorPeerAccessUnsupported",
      "peer access is not supported between these two devices"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
+     "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
@@ -91,6 +93,7 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 cudaError_t cudaDriverGetVersion(int *version) { return (cudaError_t)cuDriverGetVersion(version); }
 
 cudaError_t cudaGetDeviceCount(int *count) {
+    sim_device_count();
     *count = sim_visible_count();
     return *count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
@@ -269,7 +272,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t size, cudaMemPool_t p
 
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -283,8 +286,8 @@ cudaError_t cudaFreeHost(void *pointer) { return deallocate(pointer, SIM_HOST); 
 
 cudaError_t cudaHostRegister(void *pointer, size_t size, unsigned int flags) {
     (void)flags;
-    sim_register_host((uintptr_t)pointer, size);
-    return cudaSuccess;
+    if (!pointer || !size) return fail(cudaErrorInvalidValue);
+    return sim_register_host((uintptr_t)pointer, size) ? cudaSuccess : fail(cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *pointer) {
@@ -665,6 +668,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *function, 
     return cudaSuccess;
 }
 
+#if CUDART_VERSION >= 12080
 /* Kernels loaded at run time (cudaLibrary*): the library is a module, the kernel a name in it. */
 cudaError_t cudaLibraryLoadData(cudaLibrary_t *library, const void *code, enum cudaJitOption *jit_options,
                                 void **jit_values, unsigned int jit_count, enum cudaLibraryOption *options,
@@ -684,6 +688,7 @@ cudaError_t cudaLibraryGetKernel(cudaKernel_t *kernel, cudaLibrary_t library, co
 }
 
 cudaError_t cudaLibraryUnload(cudaLibrary_t library) { return (cudaError_t)cuModuleUnload((CUmodule)library); }
+#endif
 
 /* Device variables, each at an address of its own. */
 typedef struct symbol {

@@ -326,7 +326,7 @@ CUresult cuMemFree(CUdeviceptr pointer) { return deallocate(pointer, SIM_DEVICE)
 
 CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 CUresult cuMemHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -462,7 +462,8 @@ CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment
 }
 
 CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
-    (void)size;
+    sim_region region;
+    if (!sim_find(pointer, &region) || region.size != size) return CUDA_ERROR_INVALID_VALUE;
     return deallocate(pointer, SIM_RESERVED);
 }
 
