@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from llmmem.results import Estimate
+
 DEVICE = "sim:l40s"
 LONGEST_REASON = 120
 TEXTS = ("method", "outcome", "why not")
@@ -163,14 +165,23 @@ def run_one(
     """Two training steps of the model with the adapter, beside what its own weights take."""
     setup = Setup(model=base.model, seq_len=base.seq_len, adapter=adapter)
     try:
-        result = runner.run(setup, timeout=TIMEOUT)
+        result = runner.run(setup, estimate=False, timeout=TIMEOUT)
     except LlmmemError as error:  # the adapter does not fit this model
         result = RunResult(setup, DEVICE, "simulated", "unsupported", str(error))
     if result.outcome == "ok" and result.components is not None:
-        return Row(method, result, result.components.weights - base_bytes)
+        adapter_bytes = result.components.weights - base_bytes
+        return Row(method, replace(result, estimate=estimate(runner, setup)), adapter_bytes)
     if method in REASONS:
         result = replace(result, outcome="unsupported", message=REASONS[method])
     return Row(method, result, None)
+
+
+def estimate(runner: Runner, setup: Setup) -> Estimate | None:
+    """The estimate of a setup that runs, if it can be traced too."""
+    try:
+        return runner.estimate(setup, timeout=TIMEOUT)
+    except LlmmemError:
+        return None
 
 
 def save_experts(base: Setup) -> None:
