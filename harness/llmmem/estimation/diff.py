@@ -81,13 +81,27 @@ def compare(setup: Setup, gpu: Gpu) -> Comparison:
         InputError: The setup names something that does not exist.
         UnsupportedError: It cannot be traced or run; also if either ran out of memory.
     """
-    traced = tuple(_traced(setup, gpu))
-    ran = tuple(_ran(setup))
+    traced = _in_order(_traced(setup, gpu))
+    ran = _in_order(_ran(setup))
     pairs = enumerate(zip_longest(ran, traced))
     difference = next(
         (i for i, (one, other) in pairs if not (one and other and one.is_same(other))), None
     )
     return Comparison(ran, traced, difference)
+
+
+def _in_order(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+    """Frees without an allocation between them by number: their order makes no difference."""
+    ordered: list[Moment] = []
+    frees: list[Moment] = []
+    for moment in moments:
+        if moment.kind == "free":
+            frees.append(moment)
+            continue
+        ordered += sorted(frees, key=lambda free: free.block)
+        ordered.append(moment)
+        frees.clear()
+    return (*ordered, *sorted(frees, key=lambda free: free.block))
 
 
 def _traced(setup: Setup, gpu: Gpu) -> Iterator[Moment]:
