@@ -120,12 +120,13 @@ def _emptying_cache(tracer: Tracer) -> Iterator[None]:
         yield
 
 
-def _softmax(
-    input: Tensor,
-    dim: int,
-    _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
+def _softmax_of_functional(
+    input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
+    return _softmax(input, dim, dtype)
+
+
+def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """A softmax of float16 in float32 is one kernel, which does without a copy in float32.
 
     Source: ``aten/src/ATen/native/SoftMax.cpp``, ``softmax``.
@@ -147,7 +148,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.scaled_dot_product_attention: self._attention,
             functional.dropout: self._dropout,
             torch.dropout: self._plain_dropout,
-            functional.softmax: _softmax,
+            functional.softmax: _softmax_of_functional,
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
             torch.tensor: self._tensor,
