@@ -124,7 +124,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     report = tmp_path_factory.mktemp("family") / "report.csv"
     done = execute(
         "-o", report, "--json", "--", "python", SCENARIOS,
-        device="sim:rtx4090x2", LLMMEM_BARE_GPU_NAME="1",
+        device="sim:rtx4090x2", LLMMEM_BARE_GPU_NAME="1", CUDA_VISIBLE_DEVICES="1,0",
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert (done.returncode, result["outcome"]) == (0, "ok"), done.stderr
@@ -159,8 +159,9 @@ def test_gpus_are_told_apart_and_a_process_that_uses_none_is_not_there(
 ) -> None:
     first, second = family["of"]["uses_two_gpus"]
     assert [first["index"], second["index"]] == [0, 1]
-    assert peaks(first)[0] == 500 * MIB
-    assert peaks(second)[0] == 600 * MIB
+    # PyTorch's first is the second of the machine, as CUDA_VISIBLE_DEVICES has it.
+    assert peaks(first)[0] == 600 * MIB
+    assert peaks(second)[0] == 500 * MIB
     assert family["of"]["uses_none"] == []
 
 
@@ -190,7 +191,7 @@ def test_the_report_has_a_row_for_the_program_and_one_for_each_process(
     assert total["peak_process_bytes"] == 600 * MIB + CONTEXT
     assert len(rows) == 1 + len(family["all"]["processes"])
     assert rows["phase"].is_unique
-    assert any(name.endswith("[cuda:1]") for name in rows["phase"])
+    assert any(name.endswith("[GPU 1]") for name in rows["phase"])
     known = rows[rows["peak_reserved_bytes"].notna()]
     assert set(known["context_bytes"]) == {CONTEXT}
     assert set(known["context_source"]) == {"modelled"}

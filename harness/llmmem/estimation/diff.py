@@ -116,15 +116,14 @@ def _traced(setup: Setup, gpu: Gpu) -> Iterator[Moment]:
 
 
 def _ran(setup: Setup) -> Iterator[Moment]:
-    import os
-
     import torch
 
     from llmmem.measurement.history import History, allocator_events
     from llmmem.measurement.places import place_of
+    from llmmem.measurement.run import configure_allocator
     from llmmem.step import execute
 
-    os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
+    configure_allocator(setup.allocator)
     history = History(0)
     history.start(stacks="alloc")
     try:

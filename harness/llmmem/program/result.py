@@ -24,7 +24,7 @@ class ProcessPeaks:
     Attributes:
         pid: Its process id.
         command: Its arguments, the program first.
-        index: Which GPU.
+        index: Which GPU, whatever `CUDA_VISIBLE_DEVICES` was.
         peaks: Its peaks. What PyTorch's allocator took is not known of a process that did not
             import it, or that was killed.
     """
@@ -91,7 +91,7 @@ class ProgramResult:
         for process in self.processes:
             name = shlex.join(process.command)
             if several_gpus:
-                name += f" [cuda:{process.index}]"
+                name += f" [GPU {process.index}]"
             alike = sum(other.partition(" #")[0] == name for other in named)
             named[f"{name} #{alike + 1}" if alike else name] = process.peaks
         return named

@@ -164,7 +164,7 @@ static sim_form form_of(const char *name) {
     if (has(name, "DeviceReduce") && has(name, "NonZeroOpI")) return SIM_COUNT_NONZERO;
     if (has(name, "DeviceReduceSingleTileKernelI") && has(name, "EPiS")) return SIM_ADD_COUNTS;
     if (has(name, "DeviceSelectSweepKernelI") && has(name, "8equal_toIvE")) return SIM_SELECT_UNIQUE;
-    if (has(name, "CatArrayBatchedCopy") && !has(name, "vectorized")) return SIM_CAT;
+    if (has(name, "CatArrayBatchedCopy")) return SIM_CAT;
     if (has(name, "scatter_gather_elementwise_kernel") && has(name, "12TensorAssign")) {
         if (has(name, "scatter_fill_internal_kernel")) return SIM_SCATTER_FILL;
         return has(name, "gather_internal_kernelILb0E") ? SIM_GATHER : SIM_SCATTER;
@@ -200,12 +200,14 @@ static bool classify_move(const char *name, sim_effect *e) {
     const char *end, *p = NULL;
     size_t number = 0;
     switch (e->form) {
-        case SIM_CAT: /* elements, index type, dimensions, inputs of a launch */
+        case SIM_CAT: /* elements, index type, dimensions, inputs of a launch, - [, bytes of a vector, -] */
             p = read_element_size(name, e);
             if (!p || *p != 'j') return false;
             p = skip_number(p + 1, &number);
             e->dimensions = (int)number;
-            return skip_number(p, &e->batch) != NULL;
+            p = skip_number(p, &e->batch);
+            if (!p || !has(name, "Copy_vectorized")) return p != NULL;
+            return skip_number(skip_number(p, &number), &e->vector) != NULL;
         case SIM_GATHER:
         case SIM_SCATTER:
         case SIM_SCATTER_FILL:

@@ -84,7 +84,8 @@ typedef struct {
     sim_type others;     /* of the inputs after the first */
     size_t element_size; /* bytes of the elements that are moved */
     size_t batch;        /* of a concatenation: the most inputs of a launch */
-    int dimensions;      /* and its dimensions */
+    int dimensions;      /* its dimensions */
+    size_t vector;       /* and bytes of the vectors that it moves, 0 if it moves elements */
     bool descending;     /* of a sort */
     size_t parameter_count;
     sim_parameter parameters[SIM_MOST_PARAMETERS];

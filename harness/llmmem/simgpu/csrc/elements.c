@@ -206,6 +206,9 @@ static sim_value scalar_at(sim_type type, const unsigned char *functor_bytes, si
  * one without fields takes a byte. Returns its size. */
 size_t sim_read_functor(const sim_effect *e, const unsigned char *bytes, sim_functor *f) {
     size_t offset = 0;
+    bool narrow = e->input == SIM_HALF || e->input == SIM_BFLOAT16;
+    /* What is added or multiplied is kept as a float (PyTorch's opmath_t). */
+    sim_type type = narrow && (e->operation == SIM_ADD || e->operation == SIM_MULTIPLY) ? SIM_FLOAT : e->input;
     *f = (sim_functor){.factor = integer(1)};
     if (e->has_mode) {
         memcpy(&f->mode, bytes, sizeof f->mode);
@@ -214,8 +217,8 @@ size_t sim_read_functor(const sim_effect *e, const unsigned char *bytes, sim_fun
         offset = 1; /* the wrapped functor, which is empty */
     }
     if (e->scalar != SIM_NO_SCALAR || e->operation == SIM_MASKED_FILL)
-        f->scalar = scalar_at(e->input, bytes, &offset);
-    if (e->operation == SIM_ADD) f->factor = scalar_at(e->input, bytes, &offset);
+        f->scalar = scalar_at(type, bytes, &offset);
+    if (e->operation == SIM_ADD) f->factor = scalar_at(type, bytes, &offset);
     return offset ? offset : 1;
 }
 

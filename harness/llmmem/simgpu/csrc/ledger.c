@@ -1,5 +1,7 @@
 #include "ledger.h"
 
+#include "visible.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -65,8 +67,9 @@ void sim_ledger_note(int device, size_t process_bytes) {
     if (ledger) raise_to(&ledger->devices[device].process, process_bytes);
 }
 
-void sim_ledger_note_allocator(int device, uint64_t allocated, uint64_t reserved) {
-    if (!ledger || device < 0 || device >= SIM_MAX_DEVICES) return;
+void sim_ledger_note_allocator(int ordinal, uint64_t allocated, uint64_t reserved) {
+    int device = sim_device_at(ordinal);
+    if (!ledger || device < 0) return;
     raise_to(&ledger->devices[device].allocated, allocated);
     raise_to(&ledger->devices[device].reserved, reserved);
 }

@@ -33,8 +33,9 @@ void sim_ledger_open(void);
 /* What the process holds on a device now. */
 void sim_ledger_note(int device, size_t process_bytes);
 
-/* What PyTorch's allocator reached on a device; only a higher figure changes what is noted. */
-SIM_API void sim_ledger_note_allocator(int device, uint64_t allocated, uint64_t reserved);
+/* What PyTorch's allocator reached on the device with an ordinal; only a higher figure changes what is
+ * noted. */
+SIM_API void sim_ledger_note_allocator(int ordinal, uint64_t allocated, uint64_t reserved);
 SIM_API void sim_ledger_note_failure(const char *text);
 SIM_API void sim_ledger_note_remarks(const char *lines);
 

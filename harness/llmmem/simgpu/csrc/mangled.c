@@ -94,15 +94,36 @@ static bool is_number(const char *type) {
     return !strcmp(type, "long long");
 }
 
+/* Structures by a part of their name. What a closure holds, its name does not tell. */
+static const struct {
+    const char *part;
+    sim_parameter kind;
+} structures[] = {
+    {"{lambda", SIM_STRUCT},
+    {"InputTensorMetadata<", SIM_CONST_POINTER}, /* of a concatenation */
+    {" const,", SIM_CONST_POINTER},              /* over constant elements: TensorInfo<float const, int>, iterators */
+    {" const*,", SIM_CONST_POINTER},
+    {" const*>", SIM_CONST_POINTER},
+    {"detail::TensorInfo<", SIM_POINTER}, /* begins with its one pointer */
+    {"counting_iterator<", SIM_VALUE},
+    {"Functor<", SIM_VALUE},
+    {"OffsetCalculator<", SIM_VALUE},
+    {"TensorDims<", SIM_VALUE},
+    {"TensorSizeStride<", SIM_VALUE},
+    {"PhiloxCudaState", SIM_VALUE},
+    {"c10::", SIM_VALUE}, /* numbers: Half, BFloat16, complex */
+    {"::NullType", SIM_VALUE},
+    {"cuda::std::", SIM_VALUE}, /* operators */
+    {"cub::", SIM_SMALL_STRUCT},
+};
+
 static sim_parameter kind_of(const char *type) {
     if (ends(type, " const*") || ends(type, " const&")) return SIM_CONST_POINTER;
     if (ends(type, "*") || ends(type, "&")) return SIM_POINTER;
-    if (is_number(type)) return SIM_VALUE;
-    /* A structure over constant elements (TensorInfo<float const, int>, an iterator) is only read, and so are
-     * the inputs of a concatenation; of a closure the name does not tell what it holds. */
-    if (strstr(type, "{lambda")) return SIM_STRUCT;
-    if (strstr(type, "InputTensorMetadata")) return SIM_CONST_POINTER;
-    return strstr(type, " const,") || strstr(type, " const*,") || strstr(type, " const*>") ? SIM_CONST_POINTER : SIM_STRUCT;
+    if (is_number(type) || starts(type, "std::")) return SIM_VALUE;
+    for (size_t i = 0; i < sizeof structures / sizeof *structures; i++)
+        if (strstr(type, structures[i].part)) return structures[i].kind;
+    return SIM_STRUCT;
 }
 
 size_t sim_read_parameters(const char *mangled, sim_parameter *parameters, size_t most) {

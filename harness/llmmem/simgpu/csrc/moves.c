@@ -62,13 +62,15 @@ static bool is_known(const cat_inputs *in, size_t i, size_t size) {
 bool sim_run_cat(const sim_effect *e, void **arguments) {
     cat_shape shape;
     memcpy(&shape, arguments[2], sizeof shape);
-    int dimension = *(int *)arguments[3];
-    size_t inner = *(uint32_t *)arguments[4], size = e->element_size, total_bytes = size, inputs = 0;
-    if (dimension < 0 || dimension >= e->dimensions || !is_contiguous(&shape, e->dimensions)) return false;
+    int dimension = *(int *)arguments[3], dimensions = e->vector ? dimension + 1 : e->dimensions;
+    size_t inner = *(uint32_t *)arguments[4], size = e->element_size, inputs = 0;
+    if (dimension < 0 || dimension >= e->dimensions || !inner || !is_contiguous(&shape, dimensions)) return false;
     cat_inputs in = read_cat_inputs(arguments[1], e->batch);
-    size_t total = shape.sizes[dimension];
+    /* By vectors, the dimension and all that lie within it are one, whose size counts vectors. */
+    size_t total = e->vector ? shape.sizes[dimension] * e->vector / size / inner : shape.sizes[dimension];
+    size_t total_bytes = e->vector ? e->vector : size;
+    for (int d = 0; d < dimensions; d++) total_bytes *= shape.sizes[d];
     bool any_known = false, last = false;
-    for (int d = 0; d < e->dimensions; d++) total_bytes *= shape.sizes[d];
     while (inputs < e->batch && !last) { /* what follows the last one was never written */
         if (in.offsets[inputs] + in.sizes[inputs] > total) return false;
         any_known |= is_known(&in, inputs, size);
@@ -315,18 +317,27 @@ static bool can_choose(const candidate *sorted, size_t n, size_t k, bool largest
 
 /* A tensor of slices, and where the elements of a slice lie; the layout in elements. */
 typedef struct {
+    uintptr_t base;
     sim_layout where;
     size_t stride, extent;
     sim_type type;
     sim_window window;
 } slices;
 
-static bool open_slices(slices *s, const void *information, size_t stride, size_t length, sim_type type) {
-    uintptr_t base = sim_read_tensor(information, &s->where);
+static bool read_slices(slices *s, const void *information, size_t stride, size_t length, sim_type type) {
+    size_t size = sim_type_size(type);
+    s->base = sim_read_tensor(information, &s->where);
     s->type = type;
-    s->stride = stride * sim_type_size(type);
-    s->extent = sim_last_offset(&s->where, 0) * sim_type_size(type) + (length - 1) * s->stride + sim_type_size(type);
-    return base && sim_type_size(type) && sim_open_window(&s->window, base, s->extent);
+    s->stride = stride * size;
+    s->extent = sim_last_offset(&s->where, 0) * size + (length - 1) * s->stride + size;
+    return s->base && size;
+}
+
+static bool open_slices(slices *s) { return sim_open_window(&s->window, s->base, s->extent); }
+
+static bool is_slice_known(const slices *s) {
+    uint64_t ignored;
+    return sim_values_know(s->base, s->extent, 1, &ignored) != SIM_UNKNOWN;
 }
 
 static size_t slice_at(const slices *s, size_t slice) { return sim_offset_of(&s->where, 0, slice) * sim_type_size(s->type); }
@@ -341,71 +352,91 @@ static void set_unknown(slices *s, size_t at, size_t length) {
     for (size_t i = 0; i < length; i++) sim_window_set(&s->window, s->type, at + i * s->stride, (sim_value){0});
 }
 
-/* (input, elements of a slice, k, largest, slices, stride within a slice, values, their stride, indices, their
- * stride, -) */
-bool sim_run_topk(const sim_effect *e, void **arguments) {
-    size_t length = *(uint32_t *)arguments[1], k = *(uint32_t *)arguments[2], count = *(uint32_t *)arguments[4];
-    bool largest = *(bool *)arguments[3];
-    slices in = {0}, values = {0}, indices = {0};
-    candidate *order = length && k && count * length <= MOST_ELEMENTS ? malloc(length * sizeof *order) : NULL;
-    bool done = order && open_slices(&in, arguments[0], *(uint32_t *)arguments[5], length, e->input) &&
-                open_slices(&values, arguments[6], *(uint32_t *)arguments[7], k, e->input) &&
-                open_slices(&indices, arguments[8], *(uint32_t *)arguments[9], k, SIM_INT64);
-    for (size_t s = 0; done && s < count; s++) {
-        size_t value = slice_at(&values, s), index = slice_at(&indices, s);
-        rank(&in, slice_at(&in, s), length, largest, order);
+/* The first k of each slice, with their places. */
+static void choose(const slices *in, size_t length, size_t k, size_t count, bool largest, slices *values, slices *indices,
+                   candidate *order) {
+    for (size_t s = 0; s < count; s++) {
+        size_t value = slice_at(values, s), index = slice_at(indices, s);
+        rank(in, slice_at(in, s), length, largest, order);
         if (!can_choose(order, length, k, largest)) {
-            set_unknown(&values, value, k);
-            set_unknown(&indices, index, k);
+            set_unknown(values, value, k);
+            set_unknown(indices, index, k);
             continue;
         }
         for (size_t i = 0; i < k; i++) {
             sim_value place = {true, false, (int64_t)order[i].place, (double)order[i].place};
-            sim_window_set(&values.window, values.type, value + i * values.stride, order[i].value);
-            sim_window_set(&indices.window, indices.type, index + i * indices.stride, place);
+            sim_window_set(&values->window, values->type, value + i * values->stride, order[i].value);
+            sim_window_set(&indices->window, indices->type, index + i * indices->stride, place);
         }
     }
-    if (done) {
-        sim_save_window(&values.window);
-        sim_save_window(&indices.window);
+    sim_save_window(&values->window);
+    sim_save_window(&indices->window);
+}
+
+/* (input, elements of a slice, k, largest, slices, stride within a slice, values, their stride, indices, their
+ * stride, -) */
+bool sim_run_topk(const sim_effect *e, void **arguments) {
+    size_t length = *(uint32_t *)arguments[1], k = *(uint32_t *)arguments[2], count = *(uint32_t *)arguments[4];
+    slices in = {0}, values = {0}, indices = {0};
+    if (!length || !k || !read_slices(&in, arguments[0], *(uint32_t *)arguments[5], length, e->input) ||
+        !read_slices(&values, arguments[6], *(uint32_t *)arguments[7], k, e->input) ||
+        !read_slices(&indices, arguments[8], *(uint32_t *)arguments[9], k, SIM_INT64))
+        return false;
+    candidate *order = is_slice_known(&in) && count * length <= MOST_ELEMENTS ? malloc(length * sizeof *order) : NULL;
+    if (order && open_slices(&in) && open_slices(&values) && open_slices(&indices)) {
+        choose(&in, length, k, count, *(bool *)arguments[3], &values, &indices, order);
+    } else {
+        sim_values_forget(values.base, values.extent);
+        sim_values_forget(indices.base, indices.extent);
     }
     sim_close_window(&in.window);
     sim_close_window(&values.window);
     sim_close_window(&indices.window);
     free(order);
-    return done;
+    return true;
 }
 
-/* (keys, slices, elements of a slice, stride within, values, their stride, comparison): in place. */
-bool sim_run_sort_pairs(const sim_effect *e, void **arguments) {
-    size_t count = *(uint32_t *)arguments[1], length = *(uint32_t *)arguments[2];
-    slices keys = {0}, values = {0};
-    candidate *order = length && count * length <= MOST_ELEMENTS ? malloc(length * sizeof *order) : NULL;
-    sim_value *moved = order ? malloc(length * sizeof *moved) : NULL;
-    bool done = moved && open_slices(&keys, arguments[0], *(uint32_t *)arguments[3], length, e->input) &&
-                open_slices(&values, arguments[4], *(uint32_t *)arguments[5], length, e->others);
-    for (size_t s = 0; done && s < count; s++) {
-        size_t key = slice_at(&keys, s), value = slice_at(&values, s);
-        rank(&keys, key, length, e->descending, order);
-        if (!can_choose(order, length, length, e->descending)) {
-            set_unknown(&keys, key, length);
-            set_unknown(&values, value, length);
+static void sort_each(slices *keys, slices *values, size_t length, size_t count, bool largest, candidate *order,
+                      sim_value *moved) {
+    for (size_t s = 0; s < count; s++) {
+        size_t key = slice_at(keys, s), value = slice_at(values, s);
+        rank(keys, key, length, largest, order);
+        if (!can_choose(order, length, length, largest)) {
+            set_unknown(keys, key, length);
+            set_unknown(values, value, length);
             continue;
         }
         for (size_t i = 0; i < length; i++)
-            moved[i] = sim_window_get(&values.window, values.type, value + order[i].place * values.stride);
+            moved[i] = sim_window_get(&values->window, values->type, value + order[i].place * values->stride);
         for (size_t i = 0; i < length; i++) {
-            sim_window_set(&keys.window, keys.type, key + i * keys.stride, order[i].value);
-            sim_window_set(&values.window, values.type, value + i * values.stride, moved[i]);
+            sim_window_set(&keys->window, keys->type, key + i * keys->stride, order[i].value);
+            sim_window_set(&values->window, values->type, value + i * values->stride, moved[i]);
         }
     }
-    if (done) {
-        sim_save_window(&keys.window);
-        sim_save_window(&values.window);
+    sim_save_window(&keys->window);
+    sim_save_window(&values->window);
+}
+
+/* (keys, slices, elements of a slice, stride within, values, their stride, comparison): in place. Where no
+ * key is known, all keep their places. */
+bool sim_run_sort_pairs(const sim_effect *e, void **arguments) {
+    size_t count = *(uint32_t *)arguments[1], length = *(uint32_t *)arguments[2];
+    slices keys = {0}, values = {0};
+    if (!length || !read_slices(&keys, arguments[0], *(uint32_t *)arguments[3], length, e->input) ||
+        !read_slices(&values, arguments[4], *(uint32_t *)arguments[5], length, e->others))
+        return false;
+    if (!is_slice_known(&keys)) return true;
+    candidate *order = count * length <= MOST_ELEMENTS ? malloc(length * sizeof *order) : NULL;
+    sim_value *moved = malloc(length * sizeof *moved);
+    if (order && moved && open_slices(&keys) && open_slices(&values)) {
+        sort_each(&keys, &values, length, count, e->descending, order, moved);
+    } else {
+        sim_values_forget(keys.base, keys.extent);
+        sim_values_forget(values.base, values.extent);
     }
     sim_close_window(&keys.window);
     sim_close_window(&values.window);
     free(order);
     free(moved);
-    return done;
+    return true;
 }
