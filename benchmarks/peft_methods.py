@@ -15,6 +15,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from llmmem.results import Estimate
+
 DEVICE = "sim:l40s"
+LONGEST_REASON = 120
 TEXTS = ("method", "outcome", "why not")
 REPORT = Path(__file__).parents[1] / "reports" / "peft-sim-l40s.md"
 TIMEOUT = 300.0
@@ -161,14 +165,23 @@ def run_one(
     """Two training steps of the model with the adapter, beside what its own weights take."""
     setup = Setup(model=base.model, seq_len=base.seq_len, adapter=adapter)
     try:
-        result = runner.run(setup, timeout=TIMEOUT)
+        result = runner.run(setup, estimate=False, timeout=TIMEOUT)
     except LlmmemError as error:  # the adapter does not fit this model
         result = RunResult(setup, DEVICE, "simulated", "unsupported", str(error))
     if result.outcome == "ok" and result.components is not None:
-        return Row(method, result, result.components.weights - base_bytes)
+        adapter_bytes = result.components.weights - base_bytes
+        return Row(method, replace(result, estimate=estimate(runner, setup)), adapter_bytes)
     if method in REASONS:
         result = replace(result, outcome="unsupported", message=REASONS[method])
     return Row(method, result, None)
+
+
+def estimate(runner: Runner, setup: Setup) -> Estimate | None:
+    """The estimate of a setup that runs, if it can be traced too."""
+    try:
+        return runner.estimate(setup, timeout=TIMEOUT)
+    except LlmmemError:
+        return None
 
 
 def save_experts(base: Setup) -> None:
@@ -245,7 +258,7 @@ def cells(row: Row) -> dict[str, str]:
         "allocated": format_size(result.peaks.allocated),
         "reserved": format_size(result.peaks.reserved),
         "trace": "-" if error is None else f"{error:+.2f}%",
-        "why not": result.message.replace("|", "\\|"),
+        "why not": textwrap.shorten(result.message, LONGEST_REASON).replace("|", "\\|"),
     }
 
 
