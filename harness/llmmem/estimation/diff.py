@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmmem.measurement.timeline import Timeline
     from llmmem.setups import Setup
 
-__all__ = ["Comparison", "Moment", "compare", "main"]
+__all__ = ["Comparison", "Moment", "compare", "main", "show"]
 
 EVENTS_BEFORE = 6
 EVENTS_AFTER = 10
@@ -156,7 +156,8 @@ def _moments(
         yield Moment(event.kind, numbers[event.address], event.bytes, module, place)
 
 
-def _show(found: Comparison) -> None:
+def show(found: Comparison) -> None:
+    """Print the first difference with what came before it, or that there is none."""
     if found.difference is None:
         click.echo(f"equal: {len(found.run)} allocations and frees")
         return
@@ -197,7 +198,7 @@ def _command(source: str, device: str, **options: Any) -> int:
         raise InputError(f"invalid device {device!r} (accepted: sim, sim:GPU)")
     simgpu.activate(chosen.gpu)
     found = compare(setup, find_gpu(chosen.gpu))
-    _show(found)
+    show(found)
     return int(found.difference is not None)
 
 
