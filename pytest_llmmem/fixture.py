@@ -70,7 +70,7 @@ class Vram:
 
         release_cached_memory()
         try:
-            result = runner.run(self._setup(setup), timeout=timeout)
+            result = runner.run(self._setup(setup), timeout=timeout, cap=self._cap())
         except UnsupportedError as error:
             self._gate.give_up(str(error))
         if result.outcome == "unsupported":
@@ -178,6 +178,11 @@ class Vram:
             notes=trace.assumptions,
             estimate=estimate,
         )
+
+    def _cap(self) -> str | None:
+        """The card whose memory is all that the test may have."""
+        limit = self._gate.limit
+        return limit.gpu.name if limit is not None and limit.gpu is not None else None
 
     def _held_to(self) -> dict[str, Any]:
         limit = self._gate.limit

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from llmmem.errors import InputError
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.report import Record
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
@@ -53,6 +54,7 @@ class Gate:
         self._sources: set[str] = set()
         self._over: list[str] = []
         self._unmeasured: list[str] = []
+        self._unknown: list[str] = []
 
     def read_marker(self) -> None:
         """Find the limit, before anything of the test runs; an invalid marker fails the test."""
@@ -99,10 +101,12 @@ class Gate:
             error: What the test itself raised.
         """
         measurement = self._close_window()
+        if is_cuda_error(error):
+            self._session.gpu_error(self.test)
         if isinstance(error, (KeyboardInterrupt, SystemExit, pytest.exit.Exception)):
             return
         if measurement is not None and (
-            measurement.touched or self._has_allocated() or _ran_out_of_memory(error)
+            measurement.touched or self._has_allocated() or is_out_of_memory(error)
         ):
             places = [(place.where, place.bytes) for place in measurement.places]
             self.add(self._record(measurement, error), places)
@@ -131,7 +135,10 @@ class Gate:
         if self.limit is None or record.limit_bytes is None:
             return
         if record.peak_bytes is None:
-            self.add_unmeasured(f"the peak of {record.metric} memory is not known on this machine")
+            self._unknown.append(
+                f"not measured: NVML does not tell what the process holds on {record.device}; "
+                'hold the test to metric="reserved" or "allocated"'
+            )
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
@@ -153,6 +160,8 @@ class Gate:
             pytest.fail("\n".join(self._over), pytrace=False)
         if self._is_about_values():
             pytest.skip(VALUES_MATTER)
+        if self._unknown:
+            pytest.fail("\n".join(self._unknown), pytrace=False)
         if self._unmeasured:
             self.give_up("; ".join(self._unmeasured))
         if self._marked and not self._sources:
@@ -163,9 +172,10 @@ class Gate:
             )
 
     def _outcome(self) -> str | None:
-        if not (self._marked or self._sources or self._unmeasured):
+        unmeasured = self._unmeasured or self._unknown
+        if not (self._marked or self._sources or unmeasured):
             return None
-        if self._unmeasured or not self._sources:
+        if unmeasured or not self._sources:
             return NOT_MEASURED
         return next(source for source in WEAKEST_FIRST if source in self._sources)
 
@@ -177,9 +187,10 @@ class Gate:
     def _annotate(self, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
         notes = list(self._over)
-        if _ran_out_of_memory(error) and self.limit is not None:
+        if is_out_of_memory(error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
-        if not notes and self._has_allocated() and self._session.simulated:
+        about_values = self._has_allocated() and self._session.simulated
+        if not notes and about_values and not is_cuda_error(error):
             notes.append(SIMULATED_VALUES)
         for note in notes:
             error.add_note(f"llmmem: {note}")
@@ -192,6 +203,10 @@ class Gate:
         is_about_memory = self._marked or self._uses_fixture
         is_asked_for = is_about_memory or self.limit is not None or options.reports
         if not is_asked_for or options.device.kind == "estimate":
+            return
+        if (error := self._session.gpu_error(self.test)) is not None:
+            if self._marked:
+                pytest.fail(f"not measured: {error}", pytrace=False)
             return
         from llmmem.measurement.window import Window
 
@@ -214,8 +229,9 @@ class Gate:
     def _record(self, measurement: Measurement, error: BaseException | None) -> Record:
         outcome: Outcome = "ok"
         message = ""
-        if _ran_out_of_memory(error):
-            outcome, message = "oom", str(error).splitlines()[0]
+        if error is not None and (is_out_of_memory(error) or is_cuda_error(error)):
+            outcome = "oom" if is_out_of_memory(error) else "crashed"
+            message = describe(error)
         elif error is not None:
             message = "the test did not reach its end: what it would have taken is not known"
         return Record(
@@ -233,11 +249,6 @@ class Gate:
             limit_bytes=self.limit.bytes if self.limit else None,
             versions=self._session.versions(),
         )
-
-
-def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it is ``torch.OutOfMemoryError``; torch is not imported to find out."""
-    return type(error).__name__ == "OutOfMemoryError"
 
 
 GATE = pytest.StashKey[Gate]()

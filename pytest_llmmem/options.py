@@ -11,6 +11,7 @@ import pytest
 from llmmem.devices import ACCEPTED_DEVICES, Device, parse_device
 from llmmem.errors import InputError
 from llmmem.report import check_report_path
+from llmmem.simgpu.faults import Faults, faults_from_environment
 from llmmem.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = ["DEFAULT_REPORT", "Options", "add_options"]
 
 DEFAULT_REPORT = "reports/llmmem.csv"
 AUTO = Device("auto")
+NO_FAULTS = Faults()
 
 Value = TypeVar("Value")
 
@@ -79,6 +81,7 @@ class Options:
         device: Where to measure.
         require_gpu: Whether only what was measured on a real GPU will do.
         max_vram_bytes: Limit for tests without a marker.
+        faults: What is to go wrong on simulated GPUs.
     """
 
     reports: tuple[Path, ...] = ()
@@ -86,6 +89,7 @@ class Options:
     device: Device = AUTO
     require_gpu: bool = False
     max_vram_bytes: int | None = None
+    faults: Faults = NO_FAULTS
 
     @classmethod
     def read(cls, namespace: argparse.Namespace, config: pytest.Config) -> Options:
@@ -107,6 +111,7 @@ class Options:
             device=given.value("device", parse_device, cls.device),
             require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
             max_vram_bytes=given.value("max_vram", _parse_limit, cls.max_vram_bytes),
+            faults=_read_faults(),
         )
         if options.require_gpu and options.device.kind in ("sim", "estimate"):
             raise pytest.UsageError(
@@ -123,7 +128,10 @@ class Options:
         if self.require_gpu:
             parts.insert(0, "a real GPU is required")
         if parts or self.device.kind != "auto":
-            parts.insert(0, f"device {self.device}")
+            simulated = " (simulated: values are not computed)" if self.device.kind == "sim" else ""
+            parts.insert(0, f"device {self.device}{simulated}")
+        if self.faults != NO_FAULTS:
+            parts.append(f"faults on demand: {self.faults}")
         return ", ".join(parts)
 
 
@@ -163,6 +171,13 @@ class _Given:
             (self._config.getini(key), key),
         )
         return next((layer for layer in layers if layer[0] is not None), (None, option))
+
+
+def _read_faults() -> Faults:
+    try:
+        return faults_from_environment()
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _parse_limit(text: str) -> int:

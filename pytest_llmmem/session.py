@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ class Session:
         self.options = options
         self._runner: Runner | None = None
         self._versions: Mapping[str, str | None] | None = None
+        self._broken_by: str | None = None
 
     @property
     def simulated(self) -> bool:
@@ -78,6 +80,24 @@ class Session:
         import torch
 
         torch.cuda.init()  # type: ignore[no-untyped-call]
+
+    def gpu_error(self, test: str) -> str | None:
+        """Why no test can use the GPU in this process any more; ``None`` as long as it works.
+
+        Args:
+            test: Who asks; the first one to find the GPU broken is named from then on.
+        """
+        from llmmem.measurement.window import cuda_error
+
+        error = cuda_error()
+        if error is None:
+            self._broken_by = None
+            return None
+        self._broken_by = self._broken_by or test
+        return (
+            f"the GPU does not work in this process any more since {self._broken_by} ({error}): "
+            "only a new process can use it (vram.run has one of its own for each run)"
+        )
 
     def capped(self, gpu: Gpu) -> AbstractContextManager[None]:
         """Run with the memory of that card, if CUDA is in use in this process."""
@@ -134,6 +154,8 @@ def load_simulated_gpu(device: Device) -> None:
             "simulated GPU; load the plugin first (-p pytest_llmmem.plugin before other -p), and "
             "import torch in no plugin that is loaded ahead of it"
         )
+    # It chooses among this machine's GPUs; simulated ones are chosen by name.
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         simgpu.activate(device.gpu or "", count=device.count)
     except UnsupportedError as error:

@@ -11,7 +11,8 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
+from inspect import isclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from llmmem.catalogue.models import find_model, nearest_models
 from llmmem.errors import InputError, UnsupportedError, unknown
+from llmmem.parallel import create_shards, fully_shard_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
     from transformers.quantizers.base import HfQuantizer
 
@@ -87,16 +90,19 @@ def build(
     setup: Setup,
     device: torch.device,
     *,
+    mesh: DeviceMesh | None = None,
     move: Callable[[nn.Module, torch.device], None] | None = None,
 ) -> Built:
     """Create the model of a setup on a device.
 
     Each weight is created once, in the setup's dtype, on the device, tied weights shared. A linear
-    layer that is to be quantized is quantized on its way from the host, one at a time.
+    layer that is to be quantized is quantized on its way from the host, one at a time. With FSDP2
+    only this rank's shards are ever created.
 
     Args:
         setup: What to build.
         device: Where; on ``meta`` nothing is stored.
+        mesh: The ranks of a setup that is parallel (`llmmem.parallel.rank_zero`).
         move: Takes one linear layer of bitsandbytes, without storage and not yet quantized, and
             leaves it quantized on the device. The default is `move_to_device`; a ``meta`` device
             needs another one, as bitsandbytes does not quantize there.
@@ -108,19 +114,17 @@ def build(
     """
     _check_supported(setup)
     with quiet_libraries():
-        model = skeleton(setup)
-        config = model.config
-        quantizer = _lay_out_quantized(model, setup) if setup.is_quantized else None
-        _check_positions(model, setup)
-        _create(model, device, move or move_to_device)
-        if quantizer is not None:
-            quantizer.postprocess_model(model)
-        wrapped = _with_adapter(model, setup)
-        if setup.gradient_checkpointing:
-            _enable_checkpointing(wrapped, setup)
-        wrapped.train(setup.is_train)
-    trainable = tuple(p for p in wrapped.parameters() if p.requires_grad)
-    return Built(wrapped, config, trainable)
+        skeletal = skeleton(setup)
+        adapter = _adapter_config(setup) if setup.has_adapter else None
+        # Prompts that are learned take positions before those of the batch.
+        _check_positions(skeletal, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
+        if setup.strategy == "fsdp2":
+            assert mesh is not None, "fsdp2 needs the mesh of its ranks"
+            model = _in_shards(skeletal, adapter, setup, device, mesh)
+        else:
+            model = _in_one_piece(skeletal, adapter, setup, device, move or move_to_device)
+    trainable = tuple(p for p in model.parameters() if p.requires_grad)
+    return Built(model, skeletal.config, trainable)
 
 
 def load_config(setup: Setup) -> PretrainedConfig:
@@ -235,6 +239,49 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _in_one_piece(
+    skeletal: PreTrainedModel,
+    adapter: Any,
+    setup: Setup,
+    device: torch.device,
+    move: Callable[[nn.Module, torch.device], None],
+) -> nn.Module:
+    """The whole model on one device, from its skeleton."""
+    quantizer = _lay_out_quantized(skeletal, setup) if setup.is_quantized else None
+    _create(skeletal, device, move)
+    if quantizer is not None:
+        quantizer.postprocess_model(skeletal)
+    return _completed(skeletal, adapter, setup)
+
+
+def _in_shards(
+    skeletal: PreTrainedModel,
+    adapter: Any,
+    setup: Setup,
+    device: torch.device,
+    mesh: DeviceMesh,
+) -> nn.Module:
+    """This rank's shards of the model, from its skeleton."""
+    try:
+        model = _completed(skeletal, adapter, setup)
+    except (NotImplementedError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"the adapter needs the weights of its base, which fsdp2 has only in shards: "
+            f"{_one_line(error)}"
+        ) from error
+    fully_shard_layers(model, mesh)
+    create_shards(model, device, _initialise)
+    return model
+
+
+def _completed(model: PreTrainedModel, adapter: Any, setup: Setup) -> nn.Module:
+    """The model with its adapter (a PEFT config or none) and checkpointing, in the setup's mode."""
+    wrapped = model if adapter is None else _with_adapter(model, adapter, setup)
+    if setup.gradient_checkpointing:
+        _enable_checkpointing(wrapped, setup)
+    return wrapped.train(setup.is_train)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -243,13 +290,17 @@ def _exists(path: Path) -> bool:
 
 
 def _check_supported(setup: Setup) -> None:
-    if setup.parallel is not None:
+    if setup.strategy == "fsdp2" and setup.is_quantized:
         raise UnsupportedError(
-            f"parallel strategy {setup.parallel['strategy']!r} is not built yet: "
-            "run the setup without it for the peak of a single GPU"
+            f"quantization {setup.quantization!r} and fsdp2 do not go together: FSDP2 gathers "
+            "parameters in the dtype of the computation, and quantized ones are bytes; "
+            "take method lora, or strategy ddp"
         )
-    if setup.mode == "generate":
-        raise UnsupportedError("mode 'generate' is not built yet: use mode 'forward'")
+    if setup.strategy == "fsdp2" and setup.has_adapter and setup.mode == "generate":
+        raise UnsupportedError(
+            "mode 'generate' with an adapter is not built for fsdp2: take strategy ddp, or the "
+            "model without the adapter"
+        )
     if setup.quantization == "fp8":
         raise UnsupportedError(
             "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
@@ -274,12 +325,13 @@ def _check_task(setup: Setup, config: PretrainedConfig) -> None:
         )
 
 
-def _check_positions(model: PreTrainedModel, setup: Setup) -> None:
+def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) -> None:
     """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
     for rows in _position_tables(model):
-        if setup.seq_len > rows:
+        if setup.seq_len + virtual_tokens > rows:
+            taken = f", of which the adapter takes {virtual_tokens}" if virtual_tokens else ""
             raise InputError(
-                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions"
+                f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions{taken}"
             )
 
 
@@ -367,7 +419,7 @@ def _create(
             setattr(module, name, buffer.to(device))
 
 
-def _initialise(parameter: nn.Parameter, name: str) -> None:
+def _initialise(parameter: torch.Tensor, name: str) -> None:
     """Plausible values, in place: the initialisers of some models allocate."""
     if parameter.dim() > 1:
         parameter.normal_(std=0.02)
@@ -377,22 +429,21 @@ def _initialise(parameter: nn.Parameter, name: str) -> None:
         parameter.fill_(1)
 
 
-def _with_adapter(model: PreTrainedModel, setup: Setup) -> nn.Module:
-    if not setup.has_adapter:
-        return model
+def _with_adapter(model: PreTrainedModel, config: Any, setup: Setup) -> nn.Module:
     import peft
 
-    config = _adapter_config(setup)
     if setup.kbit_prepare:
         # Checkpointing is switched on later, in the same way for every setup.
         peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             model, use_gradient_checkpointing=False
         )
+    if setup.mode != "generate" and hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # as the batch has it; X-LoRA takes no other model
     try:
         wrapped: nn.Module = peft.get_peft_model(model, config)
-    except ImportError as error:
+    except (ImportError, NotImplementedError) as error:
         raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the adapter does not fit the model: {_one_line(error)}") from error
     if setup.adapter_dtype is not None:
         dtype = _torch_dtype(setup.adapter_dtype)
@@ -410,14 +461,25 @@ def _adapter_config(setup: Setup) -> Any:
     name = table.pop("peft_type")
     if name not in types:
         raise unknown("peft_type", name, sorted(types))
-    accepted = [field.name for field in fields(types[name]) if field.init]
+    accepted = {field.name: field for field in fields(types[name]) if field.init}
     for key in table:
         if key not in accepted:
-            raise unknown(f"{name} adapter key", key, accepted)
+            raise unknown(f"{name} adapter key", key, list(accepted))
     try:
-        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | table)
+        values = {key: _nested(accepted[key], value) for key, value in table.items()}
+        return types[name](**{"task_type": _TASKS[setup.task].peft_type} | values)
+    except ImportError as error:
+        raise UnsupportedError(f"cannot build the adapter: {_one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"invalid {name} adapter: {_one_line(error)}") from error
+
+
+def _nested(field: Field[Any], value: Any) -> Any:
+    """A table as the object that the field holds; PEFT makes those that are optional itself."""
+    made_by: Any = field.default_factory
+    if isinstance(value, Mapping) and isclass(made_by) and is_dataclass(made_by):
+        return made_by(**value)
+    return value
 
 
 def _enable_checkpointing(model: Any, setup: Setup) -> None:

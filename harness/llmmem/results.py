@@ -217,6 +217,8 @@ class RunResult:
         components: What held the allocated peak.
         phases: The same per phase.
         holders: The largest holders at the allocated peak, largest first.
+        trainable_parameters: How many numbers an optimizer would be given; ``None`` if the model
+            was not built.
         step_seconds: Wall time of the last step; ``None`` on a simulated GPU (it computes nothing).
         context_bytes: peak process - peak reserved.
         context_source: ``modelled`` or ``measured``.
@@ -237,6 +239,7 @@ class RunResult:
     components: Components | None = None
     phases: tuple[PhaseResult, ...] = ()
     holders: tuple[Holder, ...] = ()
+    trainable_parameters: int | None = None
     step_seconds: float | None = None
     context_bytes: int | None = None
     context_source: Literal["modelled", "measured"] | None = None
@@ -259,6 +262,7 @@ class RunResult:
             "components": asdict(self.components) if self.components else None,
             "phases": [phase.to_dict() for phase in self.phases],
             "holders": [asdict(holder) for holder in self.holders],
+            "trainable_parameters": self.trainable_parameters,
             "step_seconds": self.step_seconds,
             "context_bytes": self.context_bytes,
             "context_source": self.context_source,
@@ -272,7 +276,8 @@ class RunResult:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> RunResult:
         """Read what `to_dict` wrote."""
-        plain = ("outcome", "message", "source", "device", "gpu", "step_seconds")
+        plain = ("outcome", "message", "source", "device", "gpu")
+        figures = ("trainable_parameters", "step_seconds")
         account = ("context_bytes", "context_source", "held_before_bytes")
         estimate = document["estimate"]
         return cls(
@@ -283,7 +288,7 @@ class RunResult:
             holders=tuple(Holder(**holder) for holder in document["holders"]),
             notes=tuple(document["notes"]),
             estimate=Estimate.from_dict(estimate) if estimate else None,
-            **{key: document[key] for key in (*plain, *account, "versions", "allocator")},
+            **{key: document[key] for key in (*plain, *figures, *account, "versions", "allocator")},
         )
 
 

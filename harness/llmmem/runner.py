@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmmem.devices import Device, parse_device
 from llmmem.errors import InputError, LlmmemError, UnsupportedError
 from llmmem.results import Estimate, RunResult
+from llmmem.simgpu.faults import faults_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +70,12 @@ class Runner:
         self.close()
 
     def run(
-        self, setup: Setup, *, estimate: bool = True, timeout: float | None = DEFAULT_TIMEOUT
+        self,
+        setup: Setup,
+        *,
+        estimate: bool = True,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        cap: str | None = None,
     ) -> RunResult:
         """Run the setup and measure it; whatever happens to the process is a result.
 
@@ -77,17 +83,28 @@ class Runner:
             setup: What to run.
             estimate: Whether to estimate first.
             timeout: Seconds after which the run is ended, with outcome ``timeout``.
+            cap: A card of the GPU catalogue: the run gets no more memory than that card has, if
+                the device has more, and its outcome is ``oom`` past it. Kernels stay the device's.
 
         Raises:
-            InputError: The setup names something that does not exist.
+            InputError: The setup or the card names something that does not exist, or the faults
+                that ``LLMMEM_SIMULATED_FAULTS`` asks for are not valid.
             UnsupportedError: The device only estimates.
         """
+        faults = faults_from_environment()
         if self.device.kind == "estimate":
             raise UnsupportedError(
                 "device 'estimate' runs nothing: choose cuda or sim, or estimate"
             )
         estimated, notes = self._estimate_beside(setup, timeout) if estimate else (None, ())
-        reply = self._ask({"action": "run", "setup": setup.to_dict(), "timeout": timeout})
+        job = {
+            "action": "run",
+            "setup": setup.to_dict(),
+            "gpu": cap,
+            "timeout": timeout,
+            "faults": str(faults),
+        }
+        reply = self._ask(job)
         if "result" in reply:
             result = RunResult.from_dict(reply["result"])
         else:
@@ -162,6 +179,7 @@ class _Worker:
     """A worker process: takes a job, gives a reply, and keeps what it printed.
 
     Raises:
+        InputError: The faults that the environment asks for are not valid.
         UnsupportedError: The device cannot work on this machine.
     """
 
@@ -173,7 +191,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=_worker_environment(),
+            env=_worker_environment(device),
             # A group of its own: it ends with us and not by a Ctrl-C on its own, and together with
             # the run that it is busy with.
             process_group=0,
@@ -186,7 +204,8 @@ class _Worker:
             raise
         if "refused" in ready:
             self.close()
-            raise UnsupportedError(ready["refused"]["message"])
+            kind = InputError if ready["refused"]["kind"] == "input" else UnsupportedError
+            raise kind(ready["refused"]["message"])
 
     def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a job.
@@ -238,6 +257,7 @@ def run(
     *,
     estimate: bool = True,
     timeout: float | None = DEFAULT_TIMEOUT,
+    cap: str | None = None,
 ) -> RunResult:
     """Run one setup on a device in a process of its own; see `Runner.run`.
 
@@ -245,7 +265,7 @@ def run(
         >>> run(Setup(model="meta-llama/Llama-3.2-1B", method="lora"), "sim:h100").peaks.allocated
     """
     with Runner(device) as runner:
-        return runner.run(setup, estimate=estimate, timeout=timeout)
+        return runner.run(setup, estimate=estimate, timeout=timeout, cap=cap)
 
 
 def resolve_device() -> Device:
@@ -277,7 +297,11 @@ def _check_gpu(device: Device) -> None:
         )
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(device: Device) -> dict[str, str]:
     """This process's environment, with the import path of this process."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
+    if device.kind == "sim":
+        # It chooses among this machine's GPUs; simulated ones are chosen by name.
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return environment

@@ -173,7 +173,8 @@ class Setup:
     def from_mapping(cls, keys: Mapping[str, Any]) -> Setup:
         """A setup from the keys of a TOML or JSON document.
 
-        ``"none"`` is taken wherever a key can be none.
+        ``"none"`` is taken wherever a key can be none, and ``"fsdp2:64"`` for a table of
+        `parallel`.
 
         Raises:
             InputError: An unknown key, a value that is not accepted, or keys that contradict.
@@ -189,6 +190,7 @@ class Setup:
             key: None if key in optional and value == "none" else deepcopy(value)
             for key, value in keys.items()
         }
+        given["parallel"] = _read_parallel(given.get("parallel"))
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,6 +214,8 @@ class Setup:
             parts.append("checkpointing")
         if self.optimizer and self.optimizer != "adamw_torch_fused":
             parts.append(self.optimizer)
+        if self.parallel is not None:
+            parts.append(f"{self.parallel['strategy']}x{self.parallel['world_size']}")
         return " ".join(parts)
 
     @property
@@ -228,6 +232,11 @@ class Setup:
     def is_train(self) -> bool:
         """Whether the mode is train."""
         return self.mode == "train"
+
+    @property
+    def strategy(self) -> str | None:
+        """How the work is shared among ranks: ``fsdp2`` or ``ddp``; ``None`` on a single GPU."""
+        return self.parallel["strategy"] if self.parallel is not None else None
 
     def _check_values(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -380,12 +389,20 @@ def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
     return Setup.from_mapping(keys | dict(overrides or {}))
 
 
+def _read_parallel(value: object) -> Any:
+    """The table that ``"fsdp2:64"`` stands for; any other value is left for the setup to check."""
+    strategy, colon, size = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not size.isdecimal():
+        return value
+    return {"strategy": strategy, "world_size": int(size)}
+
+
 def _check_parallel(parallel: object) -> None:
     accepted = ("strategy", "world_size")
     if not isinstance(parallel, Mapping):
         raise InputError(
-            f"invalid parallel {parallel!r}: "
-            'expected none or a table such as {strategy = "fsdp2", world_size = 64}'
+            f"invalid parallel {parallel!r}: expected none, fsdp2:N or ddp:N (N ranks), "
+            'or a table such as {strategy = "fsdp2", world_size = 64}'
         )
     for key in parallel:
         if key not in accepted:

@@ -2,8 +2,9 @@
 
 ``python -m llmmem.worker DEVICE`` reads jobs from standard input and writes replies to standard
 output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
-``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` and its
-reply one of
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` (``gpu``
+is the card to assume, or to cap a run to), a run also with ``"faults": text``
+(`llmmem.simgpu.Faults`) for a simulated GPU, and its reply one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
@@ -25,6 +26,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmmem.devices import Device, parse_device
@@ -57,8 +59,8 @@ def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
 
     try:
         _prepare(device)
-    except UnsupportedError as error:
-        send({"refused": {"kind": "unsupported", "message": str(error)}})
+    except (InputError, UnsupportedError) as error:
+        send(_refused(error))
         return
     send({"ready": os.getpid()})
     for line in jobs:
@@ -146,16 +148,24 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
             from llmmem.estimation import estimate
 
             return {"result": estimate(setup, job["gpu"]).to_dict()}
+        from llmmem import simgpu
+        from llmmem.catalogue.gpus import find_gpu
         from llmmem.measurement.run import run_here
 
-        return {"result": run_here(setup, device).to_dict()}
-    except InputError as error:
-        return {"refused": {"kind": "input", "message": str(error)}}
-    except UnsupportedError as error:
-        return {"refused": {"kind": "unsupported", "message": str(error)}}
+        cap = None if job["gpu"] is None else find_gpu(job["gpu"])
+        simulated = simgpu.active()
+        with simulated.inject(job["faults"]) if simulated is not None else nullcontext():
+            return {"result": run_here(setup, device, cap).to_dict()}
+    except (InputError, UnsupportedError) as error:
+        return _refused(error)
     except Exception as error:  # models and libraries may raise anything
         traceback.print_exc()
         return {"raised": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _refused(error: InputError | UnsupportedError) -> dict[str, Any]:
+    kind = "input" if isinstance(error, InputError) else "unsupported"
+    return {"refused": {"kind": kind, "message": str(error)}}
 
 
 if __name__ == "__main__":

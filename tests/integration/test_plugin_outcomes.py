@@ -52,7 +52,7 @@ def test_a_plain_training_test_passes_under_its_limit_and_fails_over_it(
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "llmmem: device sim:rtx4090, report report.json",
+            "llmmem: device sim:rtx4090 (simulated: values are not computed), report report.json",
             "peak process * GiB is over the limit of 1.00 GiB by * GiB",
             "  peak *GiB (* B)",
             "  limit *1.00 GiB (1073741824 B)",

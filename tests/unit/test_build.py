@@ -399,8 +399,7 @@ def test_the_positions_counted_are_those_that_tokens_can_have(model, task, posit
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"mode": "generate"}, "generate"),
-        ({"parallel": {"strategy": "fsdp2", "world_size": 2}}, "fsdp2"),
+        ({"parallel": {"strategy": "fsdp2", "world_size": 2}, "method": "qlora"}, "fsdp2"),
         ({"quantization": "fp8", "mode": "forward"}, "fp8"),
         ({"attention": "flash_attention_2"}, "FlashAttention2"),
         ({"model_type": "t5", "task": "sequence-classification"}, "encoder-decoder"),
@@ -423,3 +422,23 @@ def test_libraries_say_nothing_and_keep_their_log_levels(tiny_model, capfd):
     build(setup_of(tiny_model("gpt2"), method="qlora", gradient_checkpointing=True), CPU)
     assert capfd.readouterr() == ("", "")
     assert logger.level == before
+
+
+def test_a_table_of_an_adapter_becomes_the_object_that_peft_expects(tiny_model):
+    adapter = {
+        "peft_type": "LORA",
+        "target_modules": ["q_proj"],
+        "runtime_config": {"ephemeral_gpu_offload": True},
+    }
+    built = build(setup_of(tiny_model("llama"), adapter=adapter), CPU)
+    assert built.model.active_peft_config.runtime_config.ephemeral_gpu_offload is True
+
+
+@pytest.mark.parametrize("peft_type", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_tokens_that_an_adapter_puts_first_need_positions_too(tiny_model, peft_type):
+    adapter = {"peft_type": peft_type, "num_virtual_tokens": 20}
+    rows = 64
+    model = tiny_model("gpt2", n_positions=rows)
+    build(setup_of(model, adapter=adapter, seq_len=rows - 20), CPU)
+    with pytest.raises(InputError, match="64 positions, of which the adapter takes 20"):
+        build(setup_of(model, adapter=adapter, seq_len=rows - 19), CPU)

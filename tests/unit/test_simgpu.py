@@ -176,10 +176,6 @@ def test_attention_takes_the_fused_kernels(value: Any) -> None:
     assert seen["masked"] < output + log_sum + 2 * 1024 * 1024 + 4096
 
 
-def test_attention_of_cudnn_is_refused_with_a_reason(value: Any) -> None:
-    assert "choose the flash backend" in value("attention_backends")["cudnn"]
-
-
 def test_kernels_that_ask_for_their_architecture_run_on_a_card_between_two(value: Any) -> None:
     assert value("kernels_that_ask_for_their_architecture") == [[4, 5], [400_000, 2], [1000, 64]]
 

@@ -91,6 +91,15 @@ class Gpu:
     context_bytes: int
     context_source: str
 
+    @property
+    def peer_access(self) -> bool:
+        """Whether two of them in one machine reach each other's memory: GeForce cards do not.
+
+        Source: NVIDIA's driver refuses peer-to-peer over PCIe on GeForce cards (RTX 4090: NVIDIA's
+        developer forums, 2023); an RTX 3090 pair has it only over an NVLink bridge.
+        """
+        return "GeForce" not in self.title
+
 
 def gpus() -> tuple[Gpu, ...]:
     """All cards of the catalogue, in its order (by generation, then memory)."""

@@ -53,7 +53,7 @@ HELP: Mapping[str, str] = {
     "kv_cache": "dynamic or static, in mode generate.",
     "steps": "How often to do the step.",
     "allocator": "PYTORCH_ALLOC_CONF for the run.",
-    "parallel": 'none, or such as {strategy = "fsdp2", world_size = 8}.',
+    "parallel": "none, fsdp2:N or ddp:N: what rank 0 of N ranks takes.",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
     from llmmem.catalogue.gpus import Gpu
     from llmmem.catalogue.models import ModelEntry
     from llmmem.cli.doctor import Diagnosis
+    from llmmem.program import ProgramResult
     from llmmem.results import Components, Estimate, PhaseResult, Rules, RunResult
 
-__all__ = ["show_diagnosis", "show_estimate", "show_gpus", "show_models", "show_run"]
+__all__ = [
+    "show_diagnosis",
+    "show_estimate",
+    "show_gpus",
+    "show_models",
+    "show_program",
+    "show_run",
+]
 
 PEAK_ALLOCATED = "peak allocated"
 HOLDERS_SHOWN = 10
@@ -62,6 +71,27 @@ def show_run(result: RunResult) -> None:
     _print_lines(console, "Notes", result.notes)
 
 
+def show_program(result: ProgramResult) -> None:
+    """Print the peaks of each process on standard error, the program's output being on the other."""
+    console = _console(stderr=True)
+    ending = _ending(result.outcome, result.message)
+    headline = f"llmmem: {result.source} on {result.device} ({result.gpu}): {ending}"
+    console.print(f"\n{headline}", soft_wrap=True)
+    if result.processes:
+        table = _table("process", "GPU", *(f"peak {metric}" for metric in METRICS))
+        for process in result.processes:
+            table.add_row(
+                f"{process.pid} {shlex.join(process.command)}",
+                str(process.index),
+                *(format_size(process.peaks.get(metric)) for metric in METRICS),
+            )
+        if len(result.processes) > 1:
+            highest = (format_size(result.peaks.get(metric)) for metric in METRICS)
+            table.add_row("highest", "", *highest)
+        _print_table(console, table)
+    _print_lines(console, "Notes", result.notes)
+
+
 def show_models(entries: Iterable[ModelEntry]) -> None:
     """Print the models of the catalogue; shared parameters are counted once."""
     table = _table("model", "type", "parameters", left=2)
@@ -100,9 +130,9 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
     console.print("\n" + ", ".join(f"{name} {text or '-'}" for name, text in versions))
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     # Text as it is: module names such as "[0]" are no markup, and numbers are not decorated.
-    return Console(markup=False, highlight=False)
+    return Console(markup=False, highlight=False, stderr=stderr)
 
 
 def _table(*headings: str, left: int = 1) -> Table:

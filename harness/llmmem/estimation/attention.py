@@ -6,25 +6,45 @@ no run with a fused kernel has. So the choice is made here, by the rules of ``sd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from llmmem.catalogue.gpus import Gpu
 
-__all__ = ["Backend", "attend", "choose_backend"]
+__all__ = ["Backend", "attend", "choose_backend", "prefers_cudnn"]
 
-Backend = Literal["flash", "efficient", "math"]
+Backend = Literal["cudnn", "flash", "efficient", "math"]
 
 HALF = (torch.float16, torch.bfloat16)
 # The version from which memory-efficient attention takes fewer heads of keys than of queries.
 EFFICIENT_TAKES_GROUPS = (2, 14)
 # Cards of the 8.x and 12.x families with about 100 KiB of shared memory.
 _SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
+
+
+def prefers_cudnn(gpu: Gpu) -> bool:
+    """Whether PyTorch tries cuDNN's attention first on the card.
+
+    It does on Hopper and on Blackwell of data centres, with a cuDNN above 9.15 (assumed where the
+    installed PyTorch has none), unless ``TORCH_CUDNN_SDPA_DEPRIORITIZED=1`` is set.
+
+    Source: ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``,
+    ``check_prefer_cudnn_attention``.
+    """
+    if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
+        return False
+    # `torch.backends.cudnn.version` would open the devices of this machine.
+    cudnn = getattr(torch._C, "_cudnn", None)
+    is_recent = cudnn is None or cudnn.getVersionInt() > 91_500
+    return is_recent and gpu.compute_capability[0] in (9, 10)
 
 
 def choose_backend(
@@ -36,7 +56,7 @@ def choose_backend(
     is_causal: bool,
     gpu: Gpu,
 ) -> Backend:
-    """The kernel that PyTorch picks on the card, with cuDNN attention left out.
+    """The kernel that PyTorch picks on the card.
 
     Args:
         query: [B, H, Sq, D]; other ranks go the math road.
@@ -56,11 +76,33 @@ def choose_backend(
         return "math"
     if any(tensor.stride(-1) != 1 for tensor in (query, key, value)):
         return "math"
+    if prefers_cudnn(gpu) and _is_cudnn_possible(query, key, value, mask, dropout, gpu):
+        return "cudnn"
     if _is_flash_possible(query, key, value, mask, dropout, is_causal, gpu):
         return "flash"
     if _is_efficient_possible(query, key, gpu, query.dtype):
         return "efficient"
     return "math"
+
+
+def _is_cudnn_possible(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, gpu: Gpu
+) -> bool:
+    batch, heads, queries, head_dim = query.shape
+    value_dim = value.shape[-1]
+    if query.dtype not in HALF or (mask is not None and mask.requires_grad):
+        return False
+    # cuDNN draws the elements that drop out in steps of a sixteenth.
+    if (16 * dropout) % 1 or max(batch, heads) > 65_535:
+        return False
+    if head_dim % 8 or value_dim % 8 or max(head_dim, value_dim) > 256:
+        return False
+    if key.shape[2] == 1 or (queries == 1 and (dropout or gpu.compute_capability[0] == 10)):
+        return False
+    is_large = max(head_dim, value_dim) > 128
+    if is_large and _needs_gradient(query, key, value):
+        return (head_dim, value_dim) in ((192, 128), (256, 256))
+    return True
 
 
 def _is_flash_possible(
@@ -88,7 +130,7 @@ def _is_efficient_possible(query: Tensor, key: Tensor, gpu: Gpu, dtype: torch.dt
     head_dim = query.shape[-1]
     if dtype not in (*HALF, torch.float32) or head_dim != key.shape[-1]:
         return False
-    if query.shape[1] != key.shape[1] and torch.__version__ < EFFICIENT_TAKES_GROUPS:
+    if query.shape[1] != key.shape[1] and torch.__version__ < EFFICIENT_TAKES_GROUPS:  # type: ignore[operator]
         return False
     if dtype is torch.bfloat16 and gpu.compute_capability < (8, 0):
         return False
@@ -119,6 +161,8 @@ def attend(
     Source: ``aten/src/ATen/native/transformers/attention.cpp``,
     ``scaled_dot_product_attention``.
     """
+    if backend == "cudnn":
+        return _cudnn(query, key, value, mask, dropout, is_causal, scale)
     if backend == "flash":
         return _flash(query, key, value, dropout, is_causal, scale)
     if backend == "efficient":
@@ -126,6 +170,23 @@ def attend(
     return functional.scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def _cudnn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
+    bias = None if mask is None else _additive(mask, query)
+    needs_gradient = _needs_gradient(query, key, value)
+    output: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query, key, value, bias, needs_gradient, dropout, is_causal, False, scale=scale
+    )[0]
+    return output
 
 
 def _flash(
@@ -141,9 +202,11 @@ def _flash(
     if padding:
         scale = head_dim**-0.5 if scale is None else scale
         query, key, value = (functional.pad(tensor, (0, padding)) for tensor in (query, key, value))
-    output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout, is_causal, False, scale=scale
-    )[0]
+    output = _first(
+        torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout, is_causal, False, scale=scale
+        )
+    )
     return output[..., :head_dim] if padding else output
 
 
@@ -158,25 +221,40 @@ def _efficient(
 ) -> Tensor:
     bias = None if mask is None else _prepared_bias(mask, query, key)
     needs_gradient = _needs_gradient(query, key, value)
-    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, needs_gradient, dropout, is_causal, scale=scale
-    )[0]
+    return _first(
+        torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_gradient, dropout, is_causal, scale=scale
+        )
+    )
+
+
+def _first(outputs: Iterable[Any]) -> Tensor:
+    """The first of the outputs; the others are dropped in order, as C++ does, unlike Python."""
+    output: Tensor
+    output, *others = outputs
+    del outputs
+    while others:
+        del others[0]
     return output
 
 
+def _additive(mask: Tensor, query: Tensor) -> Tensor:
+    """The mask as it is added to the scores; a boolean one in the type of the query."""
+    if mask.dtype is not torch.bool:
+        return mask
+    zero, lowest = (
+        torch.scalar_tensor(number, dtype=query.dtype, device=query.device)
+        for number in (0.0, float("-inf"))
+    )
+    additive = torch.where(mask, zero, lowest)
+    del lowest, zero  # in the order of C++
+    return additive
+
+
 def _prepared_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    if mask.dtype is torch.bool:
-        zero, lowest = (
-            torch.scalar_tensor(number, dtype=query.dtype, device=query.device)
-            for number in (0.0, float("-inf"))
-        )
-        mask = torch.where(mask, zero, lowest)
-    batch, heads, queries, _ = query.shape
-    bias = mask.expand(batch, heads, queries, key.shape[2])
-    keys = bias.shape[-1]
-    if keys % 16:
-        # Rows start at multiples of 16 elements: padded, then cut back.
-        return functional.pad(bias, (0, -keys % 16))[..., :keys]
-    if any(stride % 16 for stride in bias.stride()[:3]):
-        return bias.contiguous()
-    return bias
+    mask = _additive(mask, query)
+    keys = mask.shape[-1]
+    if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+        # Rows must start at multiples of 8 elements: padded by 1 to 8 of them, then cut back.
+        mask = functional.pad(mask, (0, 8 - keys % 8))[..., :keys]
+    return mask.expand(*query.shape[:3], key.shape[2])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from llmmem.estimation.attention import attend, choose_backend
 
@@ -104,6 +105,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.dropout: self._dropout,
             torch.dropout: self._plain_dropout,
             torch.tensor: self._tensor,
+            Tensor.__setitem__: self._set_item,
         }
 
     def __torch_function__(
@@ -145,9 +147,16 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
 
     def _tensor(self, *args: Any, **kwargs: Any) -> Tensor:
         tensor = torch.tensor(*args, **kwargs)
-        # Made without an operator that a dispatch mode sees.
-        self._tracer.born(tensor)
+        # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
+        if self._tracer in _get_current_dispatch_mode_stack():
+            self._tracer.born(tensor)
         return tensor
+
+    def _set_item(self, tensor: Tensor, index: Any, value: Any) -> None:
+        # A number comes from the host, where only for CUDA it stays: the kernel is told it.
+        if isinstance(value, int | float) and tensor.device.type == "meta":
+            value = torch.tensor(value, dtype=tensor.dtype)
+        tensor[index] = value
 
     def run_backward(self, *args: Any, **kwargs: Any) -> Any:
         """Autograd's engine, with this mode on: what is recomputed in backward must be seen too.

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 __all__ = [
     "Reduction",
     "cublas_workspace",
+    "cudnn_backward_workspace",
     "efficient_backward_workspace",
+    "embedding_adds_atomically",
     "embedding_segments",
     "flash_head_dim",
     "flash_splits",
     "foreach_norm_partials",
     "has_gqa",
     "layer_norm_partials",
-    "radix_sort",
     "round_up",
     "split_reduction",
 ]
 
 FLOAT = 4
 INDEX = 8
+FLOAT_AND_INDEX = 16  # a pair, aligned
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -168,6 +170,20 @@ def _product(values: Iterable[int]) -> int:
     return product
 
 
+def cudnn_backward_workspace(batch: int, heads: int, queries: int, head_dim: int, gpu: Gpu) -> int:
+    """Bytes of what is asked for beside the plan in the backward pass of cuDNN's attention.
+
+    A sum for each row and an accumulator of the gradient of the queries, in float32; with heads of
+    256 elements Blackwell writes the gradient directly.
+
+    Source: NVIDIA/cudnn-frontend, ``include/cudnn_frontend/node/
+    scaled_dot_product_flash_attention.h``, ``softmax_sum`` and ``dQ_accum``.
+    """
+    major, _ = gpu.compute_capability
+    is_direct = major == 10 and head_dim == 256
+    return FLOAT * batch * heads * queries * (1 if is_direct else head_dim + 1)
+
+
 def flash_head_dim(head_dim: int) -> int:
     """The head dimension that flash attention's kernels round to.
 
@@ -256,37 +272,24 @@ def efficient_backward_workspace(
     return FLOAT * batch * heads * round_up(key_elements + query_elements, 4)
 
 
-# Beyond keys and values, by number of int64 pairs: measured with CUB of CUDA 13.
-_RADIX_HISTOGRAMS = (
-    (4096, 6_655),
-    (8192, 9_727),
-    (16384, 11_775),
-    (32768, 13_823),
-    (65536, 25_087),
-    (131072, 42_495),
-)
-
-
-def radix_sort(pairs: int, largest_key: int) -> int:
-    """Bytes of temporary storage of a radix sort of `pairs` int64 keys and values.
-
-    Source: measured; ``aten/src/ATen/cuda/cub.cuh`` asks CUB for it.
-    """
-    if largest_key <= 2:
-        return round_up(pairs, 512) + 511
-    bits = 2048 if largest_key > 131_072 else 0
-    for limit, histogram in _RADIX_HISTOGRAMS:
-        if pairs <= limit:
-            return 2 * INDEX * pairs + histogram + bits
-    return 2 * INDEX * pairs + _RADIX_HISTOGRAMS[-1][1] * _ceil(pairs, 131_072) + bits
-
-
 def embedding_segments(indices: int, rows: int) -> int:
     """Most segments that an embedding's gradient is summed in before it is added up.
 
     Source: ``aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu``, ``NROWS_PER_THREAD`` = 10.
     """
     return indices // 10 + min(indices, rows)
+
+
+def embedding_adds_atomically(indices: int, rows: int, columns: int, sm_count: int) -> bool:
+    """Whether the segments of a small table are too many for one thread each to add up.
+
+    Source: read off the requests of PyTorch 2.14 (``EmbeddingBackwardKernel.cu``): where the rows
+    do not fill the card and have more than three segments each beside their own.
+    """
+    unique = min(indices, rows)
+    features = round_up(columns, 32)
+    blocks = _ceil(unique * features, min(features, 1024))
+    return blocks < 4 * sm_count and embedding_segments(indices, rows) > 4 * unique
 
 
 def layer_norm_partials(rows: int, columns: int, itemsize: int, sm_count: int) -> int:

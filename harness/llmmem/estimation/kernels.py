@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llmmem.estimation import cub
 from llmmem.estimation.hidden import (
     FLOAT,
+    FLOAT_AND_INDEX,
     INDEX,
+    cudnn_backward_workspace,
     efficient_backward_workspace,
+    embedding_adds_atomically,
     embedding_segments,
     flash_head_dim,
     flash_splits,
     foreach_norm_partials,
     has_gqa,
     layer_norm_partials,
-    radix_sort,
     round_up,
     split_reduction,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.estimation.allocator import Block
     from llmmem.estimation.tracer import Handler, Tracer
 
 __all__ = ["aten_handlers"]
@@ -120,6 +127,10 @@ def _reduce_bytes(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
     return out
 
 
+def _find_extreme(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    return _reduced(tracer, func, args, kwargs, FLOAT_AND_INDEX)
+
+
 def _reduced(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords, accumulator: int) -> Any:
     out = tracer.run(func, args, kwargs)
     tensor = args[0]
@@ -169,10 +180,6 @@ def _foreach_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
         return tracer.run(func, args, kwargs)
 
 
-# Bytes that CUB asks for to scan one row, by bytes of an element: measured with CUDA 13.
-_ROW_SCAN = {1: 1023, 2: 1023, 4: 1023, 8: 1279}
-
-
 def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     tensor = args[0]
     out = func(*args, **kwargs)
@@ -181,7 +188,7 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
     cast = 0 if tensor.dtype == out.dtype else tensor.numel() * out.element_size()
     tracer.born(out)
     is_one_row = tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
-    with tracer.scratch(cast, _ROW_SCAN[out.element_size()] if is_one_row else 0):
+    with tracer.scratch(cast, cub.scan(tensor.numel()) if is_one_row else 0):
         pass
     return out
 
@@ -196,6 +203,14 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
     operands = [value for value in args if isinstance(value, Tensor)][-2:]
     with tracer.scratch(*(_operand_copy(operand) for operand in operands)):
         tracer.use_cublas()
+    return out
+
+
+def _power_of_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The number becomes a tensor on the device (``aten/src/ATen/native/Pow.cpp``)."""
+    out = tracer.run(func, args, kwargs)
+    with tracer.scratch(FLOAT if _is_on_device(out) else 0):
+        pass
     return out
 
 
@@ -261,31 +276,99 @@ def _embedding_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyw
         if n <= 3072:
             return tracer.run(func, args, kwargs)
         with tracer.scratch(INDEX * n, INDEX * n):
-            with tracer.scratch(INDEX * n, radix_sort(n, rows)):
+            with tracer.scratch(INDEX * n, cub.radix_sort(n, rows, tracer.gpu)):
                 pass
             out = tracer.run(func, args, kwargs)
             unique = min(n, rows)
-            segments = embedding_segments(n, rows)
             with tracer.scratch(INDEX * n, INDEX):
-                with tracer.scratch(INDEX * n, 3071):
+                with tracer.scratch(INDEX * n, cub.unique_by_key(n, tracer.gpu)):
                     pass
-                with (
-                    tracer.scratch(INDEX * unique, INDEX * unique, 1279, INDEX),
-                    tracer.scratch(INDEX * segments, FLOAT * segments * gradient.shape[-1]),
-                ):
-                    pass
+                with tracer.scratch(INDEX * unique, INDEX * unique):
+                    with tracer.scratch(cub.scan(unique)):
+                        pass
+                    with tracer.scratch(INDEX, *_embedding_sums(n, rows, gradient, tracer.gpu)):
+                        pass
     return out
+
+
+def _embedding_sums(n: int, rows: int, gradient: Tensor, gpu: Gpu) -> list[int]:
+    """Bytes of what the sums of segments are kept in: their places, and they or the whole table."""
+    segments = embedding_segments(n, rows)
+    columns = gradient.shape[-1]
+    if not embedding_adds_atomically(n, rows, columns, gpu.sm_count):
+        return [INDEX * segments, FLOAT * segments * columns]
+    table = FLOAT * rows * columns if gradient.dtype in HALF else 0
+    return [INDEX * segments, INDEX * segments, table]
+
+
+def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    # An index that is written as a list is made on the device, without an operator.
+    tracer.born(list(args[1]))
+    with tracer.scratch(*_index_copies(args[1])):
+        return tracer.run(func, args, kwargs)
+
+
+def _index_copies(given: Iterable[Tensor | None]) -> list[int]:
+    """Bytes of the copies that make all indices lie alike.
+
+    Source: ``aten/src/ATen/native/TensorAdvancedIndexing.cpp``, ``make_info``: on CUDA alone.
+    """
+    indices = [index for index in given if index is not None and index.dtype is not torch.bool]
+    expanded = torch.broadcast_tensors(*indices)  # type: ignore[no-untyped-call]
+    if len({index.stride() for index in expanded}) <= 1:
+        return []
+    return [0 if index.is_contiguous() else _nbytes(index) for index in expanded]
 
 
 def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    out = tracer.run(func, args, kwargs)
-    indices = [index for index in args[1] if index is not None]
-    if not _bind(func, args, kwargs, "accumulate", False) or not _is_on_device(args[0]):
-        return out
-    n = max(index.numel() for index in indices)
-    with tracer.scratch(*[INDEX * n] * 6, radix_sort(n, args[0].shape[0])):
-        pass
+    """Source: ``aten/src/ATen/native/cuda/Indexing.cu``, ``index_put_with_sort_kernel``."""
+    target, given, values = args[:3]
+    if not _is_on_device(target):
+        return func(*args, **kwargs)
+    # The gradient of an index, which a mode sees out of place (see `_add`).
+    is_gradient = tracer.in_backward and func is aten.index_put.default
+    if is_gradient:
+        out = func(*args, **kwargs)
+        tracer.hand_over(target, out)
+    else:
+        out = tracer.run(func, args, kwargs)
+    if not _bind(func, args, kwargs, "accumulate", False):
+        with tracer.scratch(*_index_copies(given)):
+            return out
+    indices = {dim: index for dim, index in enumerate(given) if index is not None}
+    pairs = prod(torch.broadcast_shapes(*(index.shape for index in indices.values())))  # type: ignore[no-untyped-call]
+    if pairs:
+        linear = _linear_index(tracer, len(indices), INDEX * pairs, is_checked=not is_gradient)
+        copy = 0 if values.is_contiguous() else _nbytes(values)
+        rows = prod(target.shape[dim] for dim in indices)
+        sort = cub.radix_sort(pairs, rows - 1, tracer.gpu)
+        with tracer.scratch(copy, INDEX * pairs, INDEX * pairs, INDEX * pairs, sort):
+            pass
+        tracer.give(*linear)
     return out
+
+
+def _linear_index(
+    tracer: Tracer, count: int, nbytes: int, *, is_checked: bool
+) -> tuple[int, Block]:
+    """The block of one index, made of `count`; whether they are in range is looked up first."""
+    linear = None
+    for _ in range(count):
+        if is_checked:
+            lowest, highest = tracer.take(INDEX), tracer.take(INDEX)
+            for _ in range(2):
+                with tracer.scratch(1):
+                    pass
+            tracer.give(*lowest)
+            tracer.give(*highest)
+        wrapped, product = tracer.take(nbytes), tracer.take(nbytes)
+        tracer.give(*wrapped)
+        if linear is None:
+            linear = product
+        else:
+            tracer.give(*product)
+    assert linear is not None
+    return linear
 
 
 def _sort(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -352,6 +435,32 @@ def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
 # Attention.
 
 
+def _cudnn_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../transformers/cuda/attention.cu``, ``_cudnn_attention_forward``."""
+    output, logsumexp, *rest = out = func(*args, **kwargs)
+    seed, offset = rest[4:6]
+    tracer.note_cudnn_attention(0)
+    tracer.born([seed, offset, output])
+    if _bind(func, args, kwargs, "compute_log_sumexp"):
+        tracer.born(logsumexp)
+    return out
+
+
+def _cudnn_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cudnn/MHA.cpp``, ``run_cudnn_SDP_bprop``."""
+    _, query, key, value = args[:4]
+    batch, heads, queries, head_dim = query.shape
+    out = tracer.run(func, args, kwargs)
+    workspace = cudnn_backward_workspace(batch, heads, queries, head_dim, tracer.gpu)
+    with tracer.scratch(workspace):
+        pass
+    expanded = 0
+    if has_gqa(heads, key.shape[1]):
+        expanded = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * key.element_size()
+    tracer.note_cudnn_attention(expanded)
+    return out
+
+
 def _flash_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``.../transformers/cuda/flash_attn/flash_api.cpp``, ``mha_fwd``."""
     query, key = args[:2]
@@ -365,11 +474,13 @@ def _flash_forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords)
     rows = FLOAT * splits * batch * heads * queries
     buffers = (rows, rows * flash_head_dim(head_dim)) if splits > 1 else ()
     state, unused = out[6:8]
-    with tracer.scratch(*buffers):
-        # With dropout a first state of the generator makes room for a second.
-        with tracer.scratch(_nbytes(state) if dropout > 0 else 0):
-            tracer.born([unused, state] if dropout > 0 else [state, unused])
-        tracer.born(out[8:])
+    taken = [tracer.take(buffer) for buffer in buffers]
+    # With dropout a first state of the generator makes room for a second.
+    with tracer.scratch(_nbytes(state) if dropout > 0 else 0):
+        tracer.born([unused, state] if dropout > 0 else [state, unused])
+    tracer.born(out[8:])
+    for number, block in taken:
+        tracer.give(number, block)
     return out
 
 
@@ -433,14 +544,16 @@ def _efficient_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyw
             expanded = [per_head * head_dim, per_head * value.shape[-1]]
         rows = FLOAT * batch * heads * queries
         with tracer.scratch(*expanded):
-            if not is_half:
-                with tracer.scratch(rows * value.shape[-1], rows):
-                    pass
-            workspace = efficient_backward_workspace(
-                batch, heads, queries, keys, head_dim, is_half, tracer.gpu
+            with tracer.scratch(*(() if is_half else (rows * value.shape[-1], rows))):
+                # Other types than 16 bits: the sum over a product, with heads before tokens.
+                delta = tracer.take(rows)
+            workspace = tracer.take(
+                efficient_backward_workspace(
+                    batch, heads, queries, keys, head_dim, is_half, tracer.gpu
+                )
             )
-            with tracer.scratch(rows, workspace):
-                pass
+            tracer.give(*delta)
+            tracer.give(*workspace)
     return tuple(out)
 
 
@@ -505,6 +618,7 @@ _HANDLERS: dict[Handler, str] = {
         "prod.dim_int"
     ),
     _reduce_bytes: "any.default any.dim any.dims all.default all.dim all.dims",
+    _find_extreme: "argmax.default argmin.default",
     _foreach_norm: "_foreach_norm.Scalar",
     _cumsum: "cumsum.default",
     _matrix_product: (
@@ -513,12 +627,16 @@ _HANDLERS: dict[Handler, str] = {
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",
+    _power_of_number: "pow.Scalar",
+    _index: "index.Tensor",
     _index_put: "index_put.default index_put_.default _index_put_impl_.default",
     _sort: "sort.default sort.stable",
     _softmax_backward: "_softmax_backward_data.default",
     _safe_softmax: "_safe_softmax.default",
     _layer_norm_backward: "native_layer_norm_backward.default",
     _native_dropout: "native_dropout.default",
+    _cudnn_forward: "_scaled_dot_product_cudnn_attention.default",
+    _cudnn_backward: "_scaled_dot_product_cudnn_attention_backward.default",
     _flash_forward: "_scaled_dot_product_flash_attention.default",
     _flash_backward: "_scaled_dot_product_flash_attention_backward.default",
     _efficient_forward: "_scaled_dot_product_efficient_attention.default",

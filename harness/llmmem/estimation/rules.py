@@ -28,6 +28,7 @@ __all__ = [
     "lora_bytes",
     "optimizer_values",
     "quantization_constants_bytes",
+    "rank_bytes",
     "rules",
     "training_bytes",
 ]
@@ -100,6 +101,14 @@ def kv_cache_bytes(
     return int(2 * layers * heads * head_dim * tokens * batch * bytes_per_value)
 
 
+def rank_bytes(whole: int, ranks: int) -> int:
+    """What one rank holds of weights, gradients and optimizer values when all are sharded.
+
+    Source: ZeRO (Rajbhandari et al., 2019, arXiv:1910.02054), stage 3, which FSDP2 is one form of.
+    """
+    return whole // ranks
+
+
 # Values that an optimizer keeps for a parameter, in those of the parameter's size.
 _VALUES: Mapping[str, int] = {
     "adam": 2,
@@ -166,7 +175,16 @@ def rules(setup: Setup) -> Rules:
 
 
 def _peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
-    """The form for the setup's mode and method, and how it reads."""
+    """The form for the setup's mode, method and ranks, and how it reads."""
+    whole, formula = _whole_peak(setup, parameters, config)
+    if whole is None or setup.parallel is None or setup.strategy != "fsdp2":
+        return whole, formula
+    ranks = setup.parallel["world_size"]
+    return rank_bytes(whole, ranks), f"({formula}) / {ranks} ranks"
+
+
+def _whole_peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
+    """The form for the setup's mode and method on a single GPU."""
     stored = BYTES_PER_PARAMETER[setup.quantization if setup.is_quantized else setup.dtype]  # type: ignore[index]
     if not setup.is_train:
         return _inference(setup, parameters, stored, config)
@@ -235,6 +253,7 @@ def _trainable(setup: Setup) -> int:
         double_quant=None,
         kbit_prepare=None,
         gradient_checkpointing=False,
+        parallel=None,
     )
     built = build(plain, torch.device("meta"))
     return sum(parameter.numel() for parameter in built.trainable)

@@ -17,8 +17,8 @@ from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator, OutOf
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
 from llmmem.estimation.tracer import Tracer
-from llmmem.measurement.attribution import attribute
 from llmmem.measurement.timeline import Timeline
+from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.step import execute
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmmem.catalogue.gpus import Gpu
     from llmmem.setups import Setup
 
-__all__ = ["trace"]
+__all__ = ["TraceObserver", "follow", "trace"]
 
 
 def trace(setup: Setup, gpu: Gpu) -> Trace:
@@ -44,15 +44,30 @@ def trace(setup: Setup, gpu: Gpu) -> Trace:
     """
     assumptions = _assumptions(setup, gpu)
     try:
-        _check_supported(setup)
-        observer = _TraceObserver(_tracer(setup, gpu))
-        outcome, message = _run(setup, observer)
+        observer, outcome, message = follow(setup, gpu)
     except UnsupportedError as error:
         return Trace("unsupported", str(error), Peaks(), assumptions=assumptions)
     return observer.result(outcome, message, gpu, assumptions)
 
 
+def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
+    """Do the setup's step on the meta device; what was seen, how it ended, and why.
+
+    Raises:
+        InputError: The setup names something that does not exist, or contradicts itself.
+        UnsupportedError: The setup cannot be traced.
+    """
+    _check_supported(setup)
+    observer = TraceObserver(_tracer(setup, gpu))
+    return observer, *_run(setup, observer)
+
+
 def _check_supported(setup: Setup) -> None:
+    if setup.parallel is not None:
+        raise UnsupportedError(
+            f"parallel strategy {setup.strategy!r} cannot be traced; run the setup instead: one "
+            "simulated GPU is enough for a rank of any job"
+        )
     if setup.autocast != "none":
         raise UnsupportedError(
             "autocast cannot be traced: it does not exist on the meta device; run the setup instead"
@@ -73,7 +88,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
     return Tracer(allocator, gpu, handlers)
 
 
-def _run(setup: Setup, observer: _TraceObserver) -> tuple[Outcome, str]:
+def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     tracer = observer.tracer
     move = None
     with ExitStack() as stack:
@@ -110,7 +125,7 @@ def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
     assumed = [
         f"kernels and workspaces of {gpu.title}",
         "operators as in PyTorch 2.14",
-        "attention: flash, memory-efficient or math by PyTorch's rules; cuDNN attention off",
+        "attention: cuDNN, flash, memory-efficient or math by PyTorch's rules",
     ]
     if setup.quantization == "int8":
         assumed.append("no activation is an outlier of LLM.int8")
@@ -118,7 +133,7 @@ def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
     return tuple(assumed)
 
 
-class _TraceObserver:
+class TraceObserver:
     """Places what the step tells among the tracer's events, and takes the peaks by phase."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -155,12 +170,10 @@ class _TraceObserver:
     ) -> Trace:
         """The peaks, with what held them."""
         self._collect()
-        attribution = attribute(
-            self.tracer.events,
-            phases=self.timeline.phases,
-            calls=self.timeline.calls,
-            labels=self.timeline.labels,
-        )
+        unknown = self.tracer.cudnn_attention_unknown
+        if unknown is not None:
+            assumptions = (*assumptions, cudnn_attention(unknown))
+        attribution = self.timeline.attribute(self.tracer.events)
         held = {phase.phase: phase.components for phase in attribution.phases}
         return Trace(
             outcome=outcome,

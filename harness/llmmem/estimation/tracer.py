@@ -59,6 +59,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         events: Allocations and frees so far, in order.
+        operators: For each event, the operator that was seen last.
+        cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
+            beyond what is traced, at most; None where there was none.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.gpu = gpu
         self.events: list[Event] = []
+        self.operators: list[Any] = []
+        self._operator: Any = None
+        self.cudnn_attention_unknown: int | None = None
         self._handlers = dict(handlers)
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
@@ -82,6 +88,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = self._handlers.get(func)
         if handler is None:
             handler = self._handlers[func] = _default_handler(func)
+        self._operator = func
         return handler(self, func, args, kwargs or {})
 
     # What handlers use.
@@ -114,12 +121,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A block that no tensor stands for."""
         block = self.allocator.malloc(nbytes)
         self._numbers += 1
-        self.events.append(Event("alloc", self._numbers, block.size))
+        self._note(Event("alloc", self._numbers, block.size))
         return self._numbers, block
 
     def give(self, number: int, block: Block) -> None:
         """Give back a block that `take` gave."""
-        self.events.append(Event("free", number, block.size))
+        self._note(Event("free", number, block.size))
         self.allocator.free(block)
 
     @contextmanager
@@ -141,6 +148,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if thread not in self._workspaces:
             self._workspaces.add(thread)
             self.take(cublas_workspace(self.gpu))
+
+    def note_cudnn_attention(self, unknown: int) -> None:
+        """An attention by cuDNN may take these bytes beyond what is traced."""
+        self.cudnn_attention_unknown = max(self.cudnn_attention_unknown or 0, unknown)
 
     @property
     def in_backward(self) -> bool:
@@ -188,6 +199,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def end(self) -> None:
         """Count no more deaths: what is alive now stays in the account."""
         self._is_over = True
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        self.operators.append(self._operator)
 
     def _register(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

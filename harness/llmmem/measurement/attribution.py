@@ -16,7 +16,15 @@ from llmmem.results import COMPONENTS, Components, Holder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Attribution", "Event", "Label", "PhaseAttribution", "Span", "attribute"]
+__all__ = [
+    "Attribution",
+    "Event",
+    "Label",
+    "PhaseAttribution",
+    "Span",
+    "attribute",
+    "innermost_modules",
+]
 
 Key = TypeVar("Key")
 
@@ -107,7 +115,8 @@ def attribute(
     Of the others, *activations* are those that were born in a module's call and outlive the
     outermost call they were born in (in a forward phase, or recomputed during backward), and those
     born in a forward phase outside of modules (the batch, the loss). All else are *temporaries*:
-    what ends with the call that made it, and workspaces that are never given back.
+    what ends with the call that made it, and workspaces that are never given back. A run that
+    ended while it was loading has no labels: what it had made by then are *weights*.
 
     Args:
         events: All events in order. Blocks freed without having been allocated are ignored.
@@ -139,7 +148,7 @@ def _lives(
     events: Sequence[Event], phases: Sequence[Span], calls: Sequence[Span], labels: Sequence[Label]
 ) -> list[_Life]:
     outermost = _OutermostCalls(calls)
-    modules = _innermost_modules(calls, phases, len(events))
+    modules = innermost_modules(calls, phases, len(events))
     phase_of = _PhaseLookup(phases)
     label_of = _BlockLabels(labels)
     live: dict[int, int] = {}
@@ -148,6 +157,8 @@ def _lives(
     def end(address: int, died: int | None) -> None:
         born = live.pop(address)
         component = label_of.component(address, born, died)
+        if component is None and not labels and phase_of(born) == "load":
+            component = "weights"
         if component is None:
             component = _unlabelled(born, died, phase_of(born), outermost.end(born))
         lives.append(_Life(events[born].bytes, born, died, component, modules[born]))
@@ -218,7 +229,7 @@ class _BlockLabels:
         return found[index].component
 
 
-def _innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
+def innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
     """For each position, the innermost module whose call it lies in, else the phase."""
     modules = ["(outside of phases)"] * size
     places = [(span, f"({span.name})") for span in phases]

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
 
-__all__ = ["capped"]
+__all__ = ["capped", "is_smaller"]
+
+
+def is_smaller(gpu: Gpu, device: int) -> bool:
+    """Whether the card has less memory than the device."""
+    return gpu.total_bytes < int(torch.cuda.get_device_properties(device).total_memory)
 
 
 @contextmanager
@@ -20,9 +25,13 @@ def capped(gpu: Gpu, device: int) -> Iterator[None]:
     """While inside, PyTorch can take no more of the device than it could of the card.
 
     The card's memory less its CUDA context is what is left for the allocator, which raises
-    ``torch.OutOfMemoryError`` past it. Kernels stay those of the device. On a device with less
-    memory than the card nothing is changed.
+    ``torch.OutOfMemoryError`` past it. Kernels and their workspaces stay those of the device, and
+    what bypasses the allocator is not held back. On a device with no more memory than the card
+    nothing is changed.
     """
+    if not is_smaller(gpu, device):
+        yield
+        return
     total = torch.cuda.get_device_properties(device).total_memory
     fraction = (gpu.total_bytes - gpu.context_bytes) / total
     before = torch.cuda.get_per_process_memory_fraction(device)

@@ -61,10 +61,10 @@ class Gauge:
         simulated = simgpu.active()
         self._device = device
         self._process: SimulatedMeter | NvmlMeter
-        if simulated is None:
-            self._process = NvmlMeter(device)
-        else:
+        if simulated is not None and simulated.tells_process_bytes:
             self._process = SimulatedMeter(simulated, device)
+        else:
+            self._process = NvmlMeter(device)
 
     def start(self) -> None:
         """Begin to sample what has to be sampled."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
-from llmmem.measurement.attribution import Attribution, Event, attribute
+from llmmem.measurement.attribution import Event
 from llmmem.measurement.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from typing import Literal
 
     from torch import Tensor
 
-__all__ = ["History"]
+__all__ = ["Entry", "History", "allocator_events"]
+
+Entry: TypeAlias = "Mapping[str, Any]"
 
 # The allocator keeps as many entries as it is told; a step of a large model makes some 100,000.
 MAX_ENTRIES = 50_000_000
@@ -31,35 +34,34 @@ class History:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._config = ""
         self._before = 0
         self.timeline = Timeline(self._events_so_far, self._address)
 
-    def start(self, allocator: str) -> None:
+    def start(self, stacks: Literal["alloc"] | None = None) -> None:
         """Begin recording.
 
         Args:
-            allocator: The allocator settings in force (``PYTORCH_ALLOC_CONF``).
+            stacks: Whether allocations are recorded with their Python stacks, which takes time.
         """
-        self._config = allocator
         torch.cuda.init()  # type: ignore[no-untyped-call]
         self._before = self._count()
         # Ending a recording is what forgets it, in every version of PyTorch.
         torch.cuda.memory._record_memory_history(None, device=self._device)
         torch.cuda.memory._record_memory_history(
-            "all", context=None, max_entries=MAX_ENTRIES, device=self._device
+            "all",
+            context=stacks,
+            stacks="python",
+            max_entries=MAX_ENTRIES,
+            device=self._device,
         )
 
-    def stop(self) -> Attribution:
-        """End recording, and tell what held the peak."""
-        entries = torch.cuda.memory._snapshot(self._device)["device_traces"][self._device]
+    def stop(self) -> list[Entry]:
+        """End recording; what PyTorch has recorded, in order."""
+        entries: list[Entry] = torch.cuda.memory._snapshot(self._device)["device_traces"][
+            self._device
+        ]
         torch.cuda.memory._record_memory_history(None, device=self._device)
-        return attribute(
-            _with_block_sizes(entries, AllocatorConfig.parse(self._config)),
-            phases=self.timeline.phases,
-            calls=self.timeline.calls,
-            labels=self.timeline.labels,
-        )
+        return entries
 
     def _events_so_far(self) -> int:
         return self._count() - self._before
@@ -75,13 +77,18 @@ class History:
         return tensor.untyped_storage().data_ptr()
 
 
-def _with_block_sizes(entries: Iterable[dict[str, Any]], config: AllocatorConfig) -> list[Event]:
+def allocator_events(entries: Iterable[Entry], allocator: str) -> list[Event]:
     """Allocations and frees with the sizes of the blocks that were really handed out.
 
     The history tells the size that was asked for. The block can be larger (rounding, a remainder
     too small to split off), which depends on all that was allocated before: the model of the
     allocator is led along the history to tell it.
+
+    Args:
+        entries: What `History.stop` gave.
+        allocator: The allocator settings that were in force (``PYTORCH_ALLOC_CONF``).
     """
+    config = AllocatorConfig.parse(allocator)
     model = CachingAllocator(config, total_bytes=ENDLESS, free_bytes=ENDLESS)
     blocks: dict[int, Any] = {}
     events: list[Event] = []
@@ -94,9 +101,9 @@ def _with_block_sizes(entries: Iterable[dict[str, Any]], config: AllocatorConfig
             events.append(Event("alloc", entry["addr"], block.size))
         elif action == "free_requested":
             block = blocks.pop(entry["addr"], None)
-            if block is not None:
-                model.free(block)
             events.append(Event("free", entry["addr"], block.size if block is not None else 0))
+            if block is not None:
+                model.free(block)  # it may become part of a larger one
         elif action == "segment_free" and not giving_back:
             # Cached segments go back to the driver all at once: empty_cache, or a retry.
             model.empty_cache()

@@ -50,18 +50,25 @@ def gpu_count() -> int:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """The names of all GPUs of this machine, as the driver gives them; empty without a driver."""
+    """The names of the GPUs of this machine, as the driver gives them; empty without a driver.
+
+    A GPU that does not answer any more (it is lost) is left out.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return ()
+    names = []
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                names.append(str(pynvml.nvmlDeviceGetName(handle)))
     finally:
         pynvml.nvmlShutdown()
+    return tuple(names)
 
 
 def driver_version() -> str | None:

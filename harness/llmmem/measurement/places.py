@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Place", "PlaceRecorder", "places_at_peak"]
+__all__ = ["Place", "PlaceRecorder", "place_of", "places_at_peak"]
 
 MAX_ENTRIES = 5_000_000
 BLOCK_BYTES = 512  # what the allocator rounds to
@@ -75,7 +75,7 @@ def places_at_peak(entries: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[Pla
             peak, top = held, position
     sizes: Counter[str] = Counter()
     for entry in _alive(entries[: top + 1]):
-        sizes[_place(entry["frames"])] += _block(entry)
+        sizes[place_of(entry["frames"])] += _block(entry)
     return peak, tuple(Place(where, size) for where, size in sizes.most_common())
 
 
@@ -94,7 +94,7 @@ def _block(entry: Mapping[str, Any]) -> int:
     return -(-int(entry["size"]) // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def _place(frames: Sequence[Mapping[str, Any]]) -> str:
+def place_of(frames: Sequence[Mapping[str, Any]]) -> str:
     """The innermost line that is neither torch's nor Python's own."""
     for frame in frames:
         if not _is_internal(frame["filename"]):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmmem import simgpu
+from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
-from llmmem.measurement.history import History
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
+from llmmem.measurement.history import History, allocator_events
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
+from llmmem.parallel import notes as parallel_notes
 from llmmem.results import PhaseResult, RunResult
 from llmmem.step import execute
 from llmmem.versions import library_versions
@@ -23,42 +26,48 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
     from llmmem.measurement.attribution import Attribution
     from llmmem.results import Outcome, Peaks
     from llmmem.setups import Setup
 
-__all__ = ["run_here"]
+__all__ = ["configure_allocator", "run_here"]
 
 LARGEST_HOLDERS = 20
 
 
-def run_here(setup: Setup, device: Device) -> RunResult:
+def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
     """Build the setup and do its steps on the device, in this process, and measure.
 
-    The process must not have used CUDA before.
+    The process must not have used CUDA before. With a cap it runs out of memory where it would on
+    that card, if the device is larger.
 
     Raises:
         InputError: The setup names something that does not exist.
         UnsupportedError: The setup is valid and cannot be built here.
     """
-    _configure_allocator(setup.allocator)
+    configure_allocator(setup.allocator)
     torch.cuda.set_device(device.index)
     history = History(device.index)
-    history.start(setup.allocator)
+    history.start()
     gauge = Gauge(device.index)
     gauge.start()
     observer = _RunObserver(history, PhasePeaks(gauge), device.index)
     outcome: Outcome = "ok"
     message = ""
     try:
-        with history.timeline.recording_calls():
+        limited = nullcontext() if cap is None else capped(cap, device.index)
+        with limited, history.timeline.recording_calls():
             execute(setup, torch.device("cuda", device.index), observer)
-    except torch.OutOfMemoryError as error:
-        outcome, message = "oom", str(error).splitlines()[0]
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) or is_cuda_error(error)):
+            raise
+        outcome = "oom" if is_out_of_memory(error) else "crashed"
+        message = describe(error)
     peaks = observer.peaks.total()
     gauge.stop()
-    attribution = history.stop()
+    attribution = history.timeline.attribute(allocator_events(history.stop(), setup.allocator))
     simulated = simgpu.active() is not None
     has_context = peaks.process is not None and peaks.reserved is not None
     return RunResult(
@@ -72,21 +81,26 @@ def run_here(setup: Setup, device: Device) -> RunResult:
         components=attribution.components,
         phases=_phase_results(observer.peaks.phases, attribution),
         holders=attribution.holders[:LARGEST_HOLDERS],
+        trainable_parameters=observer.trainable_parameters,
         step_seconds=None if simulated else observer.step_seconds,
         context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,
         context_source=("modelled" if simulated else "measured") if has_context else None,
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
-        notes=tuple(_notes(peaks, attribution)),
+        notes=(
+            *parallel_notes(setup),
+            *_notes(peaks, attribution),
+            *_cap_notes(cap, device),
+        ),
     )
 
 
-def _configure_allocator(settings: str) -> None:
+def configure_allocator(settings: str) -> None:
     """Give PyTorch's allocator these settings, whatever the environment held; CUDA is not in use."""
     older, newer = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
     os.environ.pop(older, None)  # where it is known it comes first
-    os.environ[newer if torch.__version__ >= (2, 9) else older] = settings
+    os.environ[newer if torch.__version__ >= (2, 9) else older] = settings  # type: ignore[operator]
 
 
 class _RunObserver:
@@ -95,6 +109,7 @@ class _RunObserver:
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks
         self.step_seconds: float | None = None
+        self.trainable_parameters: int | None = None
         self._timeline = history.timeline
         self._device = device
 
@@ -112,6 +127,7 @@ class _RunObserver:
         self.step_seconds = time.perf_counter() - began
 
     def watch(self, model: nn.Module) -> None:
+        self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._timeline.watch(model)
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
@@ -123,13 +139,21 @@ def _phase_results(peaks: Mapping[str, Peaks], attribution: Attribution) -> tupl
     return tuple(PhaseResult(name, peak, components.get(name)) for name, peak in peaks.items())
 
 
+def _cap_notes(cap: Gpu | None, device: Device) -> Iterator[str]:
+    if cap is not None and is_smaller(cap, device.index):
+        yield (
+            f"capped to the memory of the {cap.title}: kernels, their workspaces and the context are "
+            "those of the device"
+        )
+
+
 def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     simulated = simgpu.active()
     if simulated is not None:
         yield from simulated.notes
-    elif peaks.process is None:
+    if peaks.process is None:
         yield "NVML does not tell what this process holds"
-    else:
+    elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:
         # The account by components comes from the history: it says so when it does not add up.

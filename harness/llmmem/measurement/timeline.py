@@ -6,7 +6,7 @@ blocks were allocated and freed so far. That makes it serve a GPU and the meta d
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.modules.module import (
@@ -14,10 +14,18 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from llmmem.measurement.attribution import Label, Span
+from llmmem.measurement.attribution import (
+    Attribution,
+    Event,
+    Label,
+    Span,
+    attribute,
+    innermost_modules,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -51,6 +59,10 @@ class Timeline:
         finally:
             self.phases.append(Span(name, start, self._clock()))
 
+    def step(self) -> AbstractContextManager[None]:
+        """Steps have no place of their own among the events."""
+        return nullcontext()
+
     def watch(self, model: nn.Module) -> None:
         """Name the calls of this model's modules by their path in it."""
         root = type(model).__name__
@@ -63,6 +75,14 @@ class Timeline:
             address = self._address(tensor)
             if address is not None:
                 self.labels.append(Label(now, address, component))
+
+    def attribute(self, events: Sequence[Event]) -> Attribution:
+        """What held the peak of the allocator's events."""
+        return attribute(events, phases=self.phases, calls=self.calls, labels=self.labels)
+
+    def modules(self, size: int) -> list[str]:
+        """For each of `size` events, the module that it happened in, else the phase."""
+        return innermost_modules(self.calls, self.phases, size)
 
     @contextmanager
     def recording_calls(self) -> Iterator[None]:

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from llmmem.measurement.gauges import Gauge
     from llmmem.measurement.places import Place, PlaceRecorder
 
-__all__ = ["Measurement", "Window", "allocations", "cuda_in_use", "release_cached_memory"]
+__all__ = [
+    "Measurement",
+    "Window",
+    "allocations",
+    "cuda_error",
+    "cuda_in_use",
+    "release_cached_memory",
+]
 
 LARGEST_PLACES = 10
 LARGEST_DIFFERENCE = 0.05
@@ -133,7 +140,8 @@ class Window:
 
     def _account(self) -> Measurement:
         simulated = simgpu.active()
-        nothing = Peaks(0, 0, None if simulated is None else 0)
+        exact = simulated is not None and simulated.tells_process_bytes
+        nothing = Peaks(0, 0, 0 if exact else None)
         device = max(
             self._watched(self._peaks),
             key=lambda index: self._peaks[index].reserved or 0,
@@ -242,13 +250,30 @@ def cuda_in_use() -> bool:
     return _cuda() is not None
 
 
-def release_cached_memory() -> None:
-    """Make PyTorch's allocator give back all memory that no live tensor needs."""
+def cuda_error() -> str | None:
+    """What CUDA says of a GPU that does not work in this process any more; else ``None``.
+
+    An illegal access in a kernel, for one, ends the context: only a new process can use the GPU.
+    """
     cuda = _cuda()
     if cuda is None:
+        return None
+    try:
+        cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def release_cached_memory() -> None:
+    """Make PyTorch's allocator give back all memory that no live tensor needs.
+
+    A GPU that does not work in this process any more is left alone.
+    """
+    cuda = _cuda()
+    if cuda is None or cuda_error() is not None:
         return
     gc.collect()
-    cuda.synchronize()
     sys.modules["torch"]._C._cuda_clearCublasWorkspaces()
     cuda.empty_cache()
 
@@ -277,9 +302,11 @@ def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
 
 def _notes(peaks: Peaks) -> tuple[str, ...]:
     simulated = simgpu.active()
-    if simulated is not None:
-        return simulated.notes
+    notes = () if simulated is None else simulated.notes
     if peaks.process is None:
-        return ("NVML does not tell what this process holds (seen in containers, WSL and MIG)",)
+        hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
+        return (*notes, hidden)
+    if simulated is not None:
+        return notes
     period_ms = 1000 * SAMPLING_PERIOD_S
     return (f"what the process holds beside the allocator was sampled every {period_ms:g} ms",)

@@ -11,6 +11,7 @@ from llmmem.setups import Setup
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from llmmem.program import ProgramResult
     from llmmem.results import Outcome, RunResult, Source
 
 __all__ = ["COLUMNS", "SCHEMA", "Record"]
@@ -73,15 +74,15 @@ COLUMNS: Mapping[str, str] = {
 class Record:
     """The memory of one thing that was looked at, and what it is held to.
 
-    `from_run` and `from_estimate` make one of a result; a test that ran no setup is recorded by
-    giving the fields that are known.
+    `from_run`, `from_estimate` and `from_program` make one of a result; a test that ran no setup is
+    recorded by giving the fields that are known.
 
     Attributes:
         device: Where, such as ``"sim:h100"``, ``"cuda:0"`` or ``"estimate"``.
         source: Where the peaks come from.
         outcome: How it ended.
         message: Why, when the outcome is not ok.
-        test: The node id of the pytest test that it belongs to.
+        test: The node id of the pytest test that it belongs to, or the command of a program.
         setup: What ran, if it was a setup.
         gpu: The name of the card.
         metric: Which of `results.METRICS` the limit and the baseline are about.
@@ -177,6 +178,23 @@ class Record:
             baseline_bytes=baseline_bytes,
             versions=estimate.versions,
             estimate=estimate,
+        )
+
+    @classmethod
+    def from_program(cls, result: ProgramResult) -> Record:
+        """The record of a program; its processes, where there are several, are its phases."""
+        phases = tuple(PhaseResult(name, peaks) for name, peaks in result.named_peaks().items())
+        return cls(
+            device=result.device,
+            source=result.source,
+            outcome=result.outcome,
+            message=result.message,
+            test=result.title,
+            gpu=result.gpu,
+            peaks=result.peaks,
+            phases=phases if len(phases) > 1 else (),
+            context_source="modelled",
+            versions=result.versions,
         )
 
     def to_dict(self) -> dict[str, Any]:

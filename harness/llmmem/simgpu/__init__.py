@@ -13,6 +13,22 @@ its host code makes is accounted as on a real card. Values are not computed.
 
 from __future__ import annotations
 
-from llmmem.simgpu.activation import Problem, SimulatedGpu, activate, active, check
+from llmmem.simgpu.activation import (
+    Problem,
+    SimulatedGpu,
+    activate,
+    active,
+    check,
+    program_environment,
+)
+from llmmem.simgpu.faults import Faults
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
+__all__ = [
+    "Faults",
+    "Problem",
+    "SimulatedGpu",
+    "activate",
+    "active",
+    "check",
+    "program_environment",
+]

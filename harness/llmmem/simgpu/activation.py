@@ -5,29 +5,39 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.notes import cudnn_attention
+from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
+from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
 
 MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
+#: Where a program finds llmmem, whose part in it begins with the first use of a device
+#: (``csrc/guest.h``).
+HOME_VARIABLE = "LLMMEM_SIMULATED_GPU_HOME"
+HOME = Path(__file__).parents[2]
+#: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
+BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
-
-#: What PyTorch is told so that it takes flash attention where cuDNN's would come first: the plans
-#: of cuDNN have workspaces that only cuDNN knows.
-ATTENTION_VARIABLE = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 NOTES = (
-    "cuDNN attention is not simulated: flash attention is taken instead",
     "convolutions take no cuDNN workspace",
+    "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
 
 
@@ -50,19 +60,37 @@ class Problem:
 class SimulatedGpu:
     """The simulated GPUs of this process. Sizes are bytes.
 
+    Devices are counted as PyTorch counts them: from 0, among those that ``CUDA_VISIBLE_DEVICES``
+    leaves, which is read when a device is first asked for.
+
     Attributes:
         gpu: The card.
-        count: How many of them there are.
-        notes: What differs from a real card.
+        count: How many of them there are, visible or not.
         libraries: The compiled libraries.
+        faults: What is to go wrong on them, now.
     """
 
-    def __init__(self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account) -> None:
+    def __init__(
+        self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account, faults: Faults
+    ) -> None:
         self.gpu = gpu
         self.count = count
-        self.notes = NOTES
         self.libraries = libraries
+        self.faults = faults
         self._account = account
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from a real card, so far as this process makes use of it, and its faults."""
+        unknown = self._account.cudnn_attention_unknown()
+        attention = () if unknown is None else (cudnn_attention(unknown),)
+        asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
+        return (*attention, *NOTES, *compilation.notes(), *asked_for)
+
+    @property
+    def tells_process_bytes(self) -> bool:
+        """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
+        return self.faults.nvml is None
 
     @property
     def context_bytes(self) -> int:
@@ -84,24 +112,52 @@ class SimulatedGpu:
         """Start a new peak from what is held now."""
         self._account.reset_peak(self._checked(device))
 
+    @contextmanager
+    def inject(self, faults: Faults | str) -> Iterator[None]:
+        """While inside, let these faults happen in this process, and no others.
+
+        Counts start anew. Afterwards those of before are in force, and start anew too; a device
+        that a fault broke works again, which a real one does not before its process has ended.
+
+        Example:
+            >>> with gpu.inject("oom_at=3"):
+            ...     train()
+
+        Args:
+            faults: The faults, or their text (`Faults.parse`).
+
+        Raises:
+            InputError: The text is not valid.
+        """
+        before = self.faults
+        self._set_faults(Faults.parse(faults) if isinstance(faults, str) else faults)
+        try:
+            yield
+        finally:
+            self._set_faults(before)
+
     def environment(self) -> dict[str, str]:
         """Environment variables with which a new program has these GPUs, with an account of its own.
 
         A forked child needs none: it has the GPUs already.
+
+        Raises:
+            UnsupportedError: The libraries lie where no program can be given them.
         """
-        preloaded = [str(path) for path in self.libraries.paths]
-        if os.environ.get("LD_PRELOAD"):
-            preloaded.append(os.environ["LD_PRELOAD"])
-        return {
-            "LD_PRELOAD": ":".join(preloaded),
-            CARD_VARIABLE: _card(self.gpu, self.count, _required_torch()),
-            ATTENTION_VARIABLE: "1",
-        }
+        return _environment(self.gpu, self.count, self.libraries, self.faults)
+
+    def _set_faults(self, faults: Faults) -> None:
+        self._account.set_faults(str(faults))
+        self.faults = faults
 
     def _checked(self, device: int) -> int:
-        if not 0 <= device < self.count:
-            raise InputError(f"invalid device {device!r} (there are {self.count}, counted from 0)")
-        return device
+        found = self._account.device_at(device)
+        if found < 0:
+            raise InputError(
+                f"invalid device {device!r} (there are {self.count}, counted from 0, of which "
+                "CUDA_VISIBLE_DEVICES may hide some)"
+            )
+        return found
 
 
 @dataclass
@@ -133,29 +189,81 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         gpu: A card of the catalogue, or its name.
         count: How many of them, 1 to 16.
 
+    The faults that ``LLMMEM_SIMULATED_FAULTS`` names are in force from the start (`Faults`).
+
     Raises:
-        InputError: No such card, or another count.
+        InputError: No such card, another count, or faults that are not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
             card; or other GPUs are in use, or counted.
     """
-    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    if not 1 <= count <= MOST_DEVICES:
-        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    card = _asked_for(gpu, count)
     before = active()
     if before is not None and (before.gpu, before.count) == (card, count):
         return before
+    faults = before.faults if before else faults_from_environment()
     for problem in check() if before else (*check(), *_too_late()):
         raise UnsupportedError(str(problem))
-    torch = _required_torch()
-    if not torch.runs_on(card.compute_capability):
-        raise UnsupportedError(_no_kernels(torch, card))
+    torch = _torch_for(card)
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
-    account.configure(_card(card, count, torch))
-    os.environ.setdefault(ATTENTION_VARIABLE, "1")
+    text = _card(card, count, torch)
+    account.configure(text)
+    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    compilation.register()
     register_shutdown()
-    _process.gpu = SimulatedGpu(card, count, libraries, account)
+    _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
     return _process.gpu
+
+
+def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str, str]:
+    """Environment variables with which a new program has simulated GPUs; this process gets none.
+
+    The program's processes have them from their start, each with an account of its own. The
+    arguments and the errors are those of `activate`.
+    """
+    card = _asked_for(gpu, count)
+    faults = faults_from_environment()
+    for problem in check():
+        raise UnsupportedError(str(problem))
+    torch, cache = _torch_for(card), _cache_directory()
+    _check_preloadable(cache)  # before it takes the time to build
+    return _environment(card, count, build(torch, cache), faults)
+
+
+def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults) -> dict[str, str]:
+    _check_preloadable(libraries.core.parent)
+    preloaded = [str(path) for path in libraries.paths]
+    if os.environ.get("LD_PRELOAD"):
+        preloaded.append(os.environ["LD_PRELOAD"])
+    card = _card(gpu, count, _required_torch())
+    return {
+        "LD_PRELOAD": ":".join(preloaded),
+        CARD_VARIABLE: card,
+        HOME_VARIABLE: str(HOME),
+        FAULTS_VARIABLE: str(faults),
+        **compilation.settings(card, libraries, _cache_directory(), os.environ),
+    }
+
+
+def _check_preloadable(directory: Path) -> None:
+    if any(separator in str(directory) for separator in " :"):
+        raise UnsupportedError(
+            f"a program cannot be given libraries from {str(directory)!r}: the loader takes spaces "
+            "and colons for separators; set XDG_CACHE_HOME to a directory without them"
+        )
+
+
+def _asked_for(gpu: str | Gpu, count: int) -> Gpu:
+    if not 1 <= count <= MOST_DEVICES:
+        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    return find_gpu(gpu) if isinstance(gpu, str) else gpu
+
+
+def _torch_for(gpu: Gpu) -> TorchBuild:
+    torch = _required_torch()
+    if not torch.runs_on(gpu.compute_capability):
+        raise UnsupportedError(_no_kernels(torch, gpu))
+    return torch
 
 
 def _inherited() -> SimulatedGpu | None:
@@ -166,11 +274,11 @@ def _inherited() -> SimulatedGpu | None:
     if card is None or core is None:
         return None
     fields = dict(field.split("=", 1) for field in card.split(";"))
+    compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    return SimulatedGpu(
-        find_gpu(fields["name"]), int(fields["count"]), libraries, open_account(core)
-    )
+    gpu, count = find_gpu(fields["name"]), int(fields["count"])
+    return SimulatedGpu(gpu, count, libraries, open_account(core), faults_from_environment())
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
@@ -221,7 +329,9 @@ def _too_late() -> tuple[Problem, ...]:
     if "torch" in sys.modules:
         return (
             Problem(
-                "torch is imported already", "activate the simulated GPU before torch is imported"
+                "torch is imported already",
+                "activate the simulated GPU before torch is imported (in a notebook: restart the "
+                "kernel and do it in the first cell)",
             ),
         )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
@@ -253,7 +363,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
         f"{key}={value}"
         for key, value in {
             "name": gpu.name,
-            "title": gpu.title + SIMULATED,
+            "title": gpu.title if _has_bare_name() else gpu.title + SIMULATED,
             "count": count,
             "major": major,
             "minor": minor,
@@ -267,12 +377,18 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "l2_bytes": gpu.l2_bytes,
             "memory_bus_bits": gpu.memory_bus_bits,
             "context_bytes": gpu.context_bytes,
+            "peer_access": int(gpu.peer_access),
             "driver_cuda_version": 1000 * cuda_major + 10 * cuda_minor,
             "driver_version": "580.00" if cuda_major >= 13 else "570.00",
             "cublas_version": _library_version("cublas", cuda_major),
             "cudnn_version": _library_version("cudnn", cuda_major),
+            "nccl_version": _library_version("nccl", cuda_major),
         }.items()
     )
+
+
+def _has_bare_name() -> bool:
+    return os.environ.get(BARE_NAME_VARIABLE, "0") not in ("", "0")
 
 
 def _library_version(library: str, cuda_major: int) -> int:

@@ -1,8 +1,9 @@
 """Compile the libraries of the simulated GPU for the installed PyTorch.
 
 What is written by hand lies in ``csrc``. Everything else that the installed libraries import is
-generated here as a function that succeeds and does nothing, so the list of functions is never
-written down: it moves with every release of PyTorch.
+generated here, so the list of functions is never written down: it moves with every release of
+PyTorch. A function that only computes or sets something succeeds and does nothing. One that would
+have to tell the caller something fails, and says its name.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ LIBRARIES = {
     "libcublasLt": "cublaslt.c",
     "libcublas": "cublas.c",
     "libcudnn": "cudnn.c",
+    "libcufft": "cufft.c",
+    "libcusolver": "cusolver.c",
+    "libcusparse": "cusparse.c",
+    "libnccl": "nccl.c",
     "libnvidia-ml": "nvml.c",
 }
 #: Those that every program looks up by one fixed name, whatever its CUDA version.
@@ -56,8 +61,26 @@ FIXED_NAMES = {"libcuda": "libcuda.so.1", "libnvidia-ml": "libnvidia-ml.so.1"}
 
 COMPILE_SECONDS = 300
 
-_SUCCEEDS = "0"
-_NVML_NOT_SUPPORTED = "3"
+#: What each library answers when a function is not supported.
+NOT_SUPPORTED = {
+    "libcuda": 801,
+    "libcudart": 801,
+    "libcublasLt": 15,
+    "libcublas": 15,
+    "libcudnn": 3000,
+    "libcufft": 16,
+    "libcusolver": 9,
+    "libcusparse": 10,
+    "libnccl": 5,
+    "libnvidia-ml": 3,
+}
+#: Libraries whose functions cannot be told apart by their names: none is generated that succeeds.
+ALL_BY_HAND = ("libcufft", "libcusolver", "libcusparse", "libnccl")
+#: Names of functions that fill in what the caller goes on with: handles, sizes, answers.
+_FILLS_IN = re.compile(
+    r"Get|Create|Alloc|Add\w*Node|Clone|Complete|EndCapture|Enumerate|Estimate|Export|Import"
+    r"|Instantiate|Load|Occupancy|Open|Size"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,11 @@ class BuiltLibraries:
     def core(self) -> Path:
         """The library that holds the account."""
         return self.paths[0]
+
+    @property
+    def driver_directory(self) -> Path:
+        """Where the driver is found under CUDA's own name, by programs that link to it."""
+        return self.core.parent / "driver"
 
 
 def compiler() -> str | None:
@@ -203,8 +231,16 @@ def _build_into(
                 version_node = wanted[soname].version
             stubs = symbols - exported_symbols(compiled)
             built.append(_link(cc, work, soname, compiled, stubs, version_node, built))
+        _add_driver_directory(work)
         (work / "order").write_text("\n".join(path.name for path in built), encoding="utf-8")
         work.rename(directory)
+
+
+def _add_driver_directory(work: Path) -> None:
+    directory = work / "driver"
+    directory.mkdir()
+    for name in ("libcuda.so.1", "libcuda.so"):
+        (directory / name).symlink_to("../simgpu-cuda.so.1")
 
 
 def _object(cc: _Compiler, work: Path, soname: str, source: str) -> Path:
@@ -223,12 +259,9 @@ def _link(
     before: list[Path],
 ) -> Path:
     """One library: the object, the generated functions, and symbol versions where imports have them."""
-    answer = _NVML_NOT_SUPPORTED if soname == FIXED_NAMES["libnvidia-ml"] else _SUCCEEDS
     generated = work / f"{soname}.c"
-    generated.write_text(
-        "".join(f"long {name}(void) {{ return {answer}; }}\n" for name in sorted(stubs)),
-        encoding="utf-8",
-    )
+    functions = [_generated(soname.split(".so")[0], name) for name in sorted(stubs)]
+    generated.write_text('#include "refusal.h"\n' + "".join(functions), encoding="utf-8")
     options = []
     if version_node is not None:
         script = work / f"{soname}.map"
@@ -242,6 +275,18 @@ def _link(
     for leftover in (compiled, generated, work / f"{soname}.map"):
         leftover.unlink(missing_ok=True)
     return library
+
+
+def _generated(library: str, name: str) -> str:
+    """The C source of a function that is not written by hand."""
+    status = NOT_SUPPORTED[library]
+    if library == "libnvidia-ml":  # there this is an everyday answer, which programs expect
+        body = f"return {status};"
+    elif library in ALL_BY_HAND or _FILLS_IN.search(name):
+        body = f'static bool told; return sim_refuse("{name}", &told, {status});'
+    else:
+        body = "return 0;"
+    return f"long {name}(void) {{ {body} }}\n"
 
 
 def _order(directory: Path) -> list[str]:
@@ -264,7 +309,20 @@ def _symbols_looked_up(soname: str, headers: Path, readers: tuple[Path, ...]) ->
         return _driver_functions(headers / "cuda.h")
     if soname == FIXED_NAMES["libnvidia-ml"]:
         return _nvml_functions(readers)
+    if soname.startswith("libnccl."):
+        return _nccl_functions(soname, readers)
     return frozenset()
+
+
+def _nccl_functions(soname: str, readers: tuple[Path, ...]) -> frozenset[str]:
+    """All functions of the installed NCCL: PyTorch's imports of it bear no version to find them by.
+
+    Each has a strong name for profilers, with a p in front, and a weak one.
+    """
+    exported = (exported_symbols(path) for path in readers if path.name == soname)
+    return frozenset(
+        name.removeprefix("p") for names in exported for name in names if name.startswith("pnccl")
+    )
 
 
 def _driver_functions(header: Path) -> frozenset[str]:

@@ -23,8 +23,18 @@ class Account:
         for name in ("sim_process_bytes", "sim_peak_process_bytes"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
+        core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
+        core.sim_cudnn_attention_unknown.argtypes = []
+        core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
-        core.sim_configure.argtypes, core.sim_configure.restype = [ctypes.c_char_p], ctypes.c_int
+        for name in ("sim_configure", "sim_set_faults"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
+        note = core.sim_ledger_note_allocator
+        note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
+        for name in ("sim_ledger_note_failure", "sim_ledger_note_remarks"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], None
 
     def configure(self, card: str) -> None:
         """Set the card, from ``key=value`` fields with semicolons between them.
@@ -40,6 +50,16 @@ class Account:
         if status:
             raise ValueError(f"field {status} of {card!r} is not understood")
 
+    def set_faults(self, faults: str) -> None:
+        """Let these faults happen and no others, from now on (``csrc/faults.h``)."""
+        status = self._core.sim_set_faults(faults.encode())
+        if status:
+            raise ValueError(f"field {status} of {faults!r} is not understood")
+
+    def device_at(self, index: int) -> int:
+        """The device that a program knows by this index (``CUDA_VISIBLE_DEVICES``), or -1."""
+        return int(self._core.sim_device_at(index))
+
     def process_bytes(self, device: int) -> int:
         """What this process holds on the device."""
         return int(self._core.sim_process_bytes(device))
@@ -48,9 +68,29 @@ class Account:
         """The most it held since the start or the last reset."""
         return int(self._core.sim_peak_process_bytes(device))
 
+    def cudnn_attention_unknown(self) -> int | None:
+        """Bytes that one plan of cuDNN attention may take beyond what is accounted.
+
+        None where no attention was by cuDNN.
+        """
+        found = int(self._core.sim_cudnn_attention_unknown())
+        return None if found < 0 else found
+
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""
         self._core.sim_reset_peak(device)
+
+    def note_allocator(self, device: int, allocated: int, reserved: int) -> None:
+        """Note in the ledger of this process, if it has one, what PyTorch's allocator reached."""
+        self._core.sim_ledger_note_allocator(device, allocated, reserved)
+
+    def note_failure(self, text: str) -> None:
+        """Note in the ledger of this process, if it has one, how it ran out of memory."""
+        self._core.sim_ledger_note_failure(text.encode())
+
+    def note_remarks(self, lines: str) -> None:
+        """Note in the ledger of this process, if it has one, how to read its figures."""
+        self._core.sim_ledger_note_remarks(lines.encode())
 
 
 def load(libraries: BuiltLibraries) -> Account:

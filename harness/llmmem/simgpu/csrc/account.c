@@ -1,12 +1,18 @@
 #include "account.h"
 
+#include "faults.h"
+#include "guest.h"
+#include "ledger.h"
+#include "processes.h"
 #include "values.h"
+#include "visible.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Addresses of the devices: one reserved range that is never backed. First fit, lowest first, so
  * that the same program gets the same addresses relative to its start. */
@@ -19,13 +25,16 @@ typedef struct {
     size_t managed; /* managed memory, whole pages; resident as far as there is room */
     size_t peak;
     bool context;
+    bool reaches[SIM_MAX_DEVICES]; /* peers whose memory its kernels may use */
     sim_pool pool;
 } device_account;
 
 typedef struct {
+    uint64_t handle; /* numbers that are never used again, so that an old one is told from a new one */
     size_t size;
     int device;
-    int references; /* the creator's, and one for each mapping */
+    int references; /* the program's: it may use the handle while there is one */
+    int mappings;
 } physical;
 
 typedef struct {
@@ -41,10 +50,11 @@ typedef struct {
 
 static sim_card card;
 static device_account accounts[SIM_MAX_DEVICES];
-static uintptr_t space;
+static uintptr_t space, no_gap_below;
 static table regions = {.width = sizeof(sim_region)};
+static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
-static _Thread_local int current_device;
+static uint64_t last_handle;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
@@ -73,15 +83,18 @@ static bool set_field(const char *key, const char *value) {
         {"l2_bytes", NULL, &card.l2_bytes},
         {"memory_bus_bits", &card.memory_bus_bits, NULL},
         {"context_bytes", NULL, &card.context_bytes},
+        {"peer_access", &card.peer_access, NULL},
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
+        {"nccl_version", &card.nccl_version, NULL},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].name) != 0) continue;
         char *end;
         unsigned long long number = strtoull(value, &end, 10);
         if (end == value || *end) return false;
+        if (numbers[i].integer == &card.count && (number < 1 || number > SIM_MAX_DEVICES)) return false;
         if (numbers[i].integer) *numbers[i].integer = (int)number;
         if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
         return true;
@@ -114,11 +127,9 @@ static int told_count;
 
 int sim_device_count(void) { return told_count = card.count; }
 
-int sim_configure(const char *text) {
+int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
-    sim_card before = card;
-    if (in_use()) return -1;
     while (*text) {
         size_t length = strcspn(text, ";");
         number++;
@@ -128,14 +139,22 @@ int sim_configure(const char *text) {
         char *equals = strchr(field, '=');
         if (!equals) return number;
         *equals = 0;
-        if (!set_field(field, equals + 1)) return number;
+        if (!set(field, equals + 1)) return number;
         text += length + (text[length] == ';');
     }
-    if (card.count < 1 || card.count > SIM_MAX_DEVICES) return number + 1;
-    if (told_count && card.count != told_count) {
+    return 0;
+}
+
+int sim_configure(const char *text) {
+    if (in_use()) return -1;
+    sim_card before = card;
+    int bad = sim_read_fields(text, set_field);
+    if (bad) return bad;
+    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
         card = before;
         return -1;
     }
+    sim_forget_visible();
     return 0;
 }
 
@@ -158,7 +177,14 @@ void sim_uuid(int device, unsigned char uuid[16]) {
     static const unsigned char base[16] = {0x73, 0x69, 0x6d, 0x75, 0x6c, 0x61, 0x74, 0x65,
                                            0x64, 0x67, 0x70, 0x75, 0, 0, 0, 0};
     memcpy(uuid, base, 16);
-    uuid[15] = (unsigned char)device;
+    uuid[3] = (unsigned char)device;
+}
+
+void sim_uuid_text(int device, char text[SIM_UUID_TEXT]) {
+    unsigned char b[16];
+    sim_uuid(device, b);
+    snprintf(text, SIM_UUID_TEXT, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 int sim_bus_number(int device) { return device + 1; }
@@ -168,14 +194,6 @@ int sim_device_at_bus(const char *place) {
     if (sscanf(place, "%x:%x:%x", &domain, &bus, &slot) != 3 || domain || slot) return -1;
     int device = (int)bus - 1;
     return device >= 0 && device < card.count ? device : -1;
-}
-
-int sim_current_device(void) { return current_device; }
-
-bool sim_set_current_device(int device) {
-    if (device < 0 || device >= card.count) return false;
-    current_device = device;
-    return true;
 }
 
 /* ---- sorted tables ----------------------------------------------------------------------------- */
@@ -217,16 +235,25 @@ static void erase(table *t, size_t i) {
 }
 
 static sim_region *region_at(size_t i) { return (sim_region *)regions.items + i; }
+static physical *physical_at(size_t i) { return (physical *)physicals.items + i; }
 static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
 
 /* ---- figures (call with the lock held) --------------------------------------------------------- */
 
 static size_t context_of(const device_account *a) { return a->context ? card.context_bytes : 0; }
 
+/* What another process holds: what it wants, as far as this one has left it. */
+static size_t outside_bytes(const device_account *a) {
+    size_t taken = context_of(a) + a->mapped;
+    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    size_t wanted = sim_outside_wants();
+    return wanted < room ? wanted : room;
+}
+
 /* Managed memory moves to the host when the device needs the room, so it never stands in the way
  * of device memory and counts only as far as it fits beside it. */
 static size_t resident_managed(const device_account *a) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
     return a->managed < room ? a->managed : room;
 }
@@ -235,33 +262,60 @@ static size_t process_bytes(const device_account *a) {
     return context_of(a) + a->mapped + resident_managed(a);
 }
 
-static void note_peak(device_account *a) {
+/* To be called after every change. */
+static void note_change(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
+    sim_ledger_note((int)(a - accounts), now);
+    sim_publish((int)(a - accounts), now);
 }
 
 static bool charge(device_account *a, size_t bytes) {
-    size_t taken = context_of(a) + a->mapped;
+    size_t taken = context_of(a) + a->mapped + outside_bytes(a);
     if (taken > card.total_bytes || bytes > card.total_bytes - taken) return false;
     a->mapped += bytes;
-    note_peak(a);
+    note_change(a);
     return true;
+}
+
+static void discharge(device_account *a, size_t bytes) {
+    a->mapped -= bytes;
+    note_change(a);
 }
 
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
+    if (!in_use()) {
+        sim_ledger_open();
+        sim_invite_guest();
+    }
     a->context = true;
-    note_peak(a);
+    note_change(a);
 }
 
 void sim_open_context(int device) {
+    if (device < 0) return;
     acquire();
     open_context(device);
     release();
 }
 
 bool sim_context_is_open(int device) { return accounts[device].context; }
+
+bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
+
+bool sim_set_peer_access(int device, int peer, bool on) {
+    acquire();
+    bool changed = accounts[device].reaches[peer] != on;
+    accounts[device].reaches[peer] = on;
+    if (changed && on) {
+        open_context(device);
+        open_context(peer);
+    }
+    release();
+    return changed;
+}
 
 size_t sim_process_bytes(int device) {
     acquire();
@@ -278,7 +332,16 @@ void sim_reset_peak(int device) {
     release();
 }
 
-size_t sim_free_bytes(int device) { return card.total_bytes - sim_process_bytes(device); }
+size_t sim_outside_bytes(int device) {
+    acquire();
+    size_t bytes = outside_bytes(&accounts[device]);
+    release();
+    return bytes;
+}
+
+size_t sim_free_bytes(int device) {
+    return card.total_bytes - sim_process_bytes(device) - sim_outside_bytes(device);
+}
 
 /* ---- addresses --------------------------------------------------------------------------------- */
 
@@ -291,14 +354,15 @@ static uintptr_t find_gap(size_t extent) {
     if (!space) {
         void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
-        space = round_up((uintptr_t)base, SIM_PAGE);
+        space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = space, end = space + ADDRESS_SPACE - SIM_PAGE;
-    for (size_t i = count_up_to(&regions, space - 1); i < regions.count; i++) {
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;
         if (r->address - at >= extent) break;
         at = r->address + r->extent;
+        if (r->address == no_gap_below) no_gap_below = at;
     }
     return at <= end && end - at >= extent ? at : 0;
 }
@@ -325,10 +389,10 @@ static bool charge_pool(device_account *a, size_t size) {
 
 static void trim_pool(device_account *a, size_t keep) {
     sim_pool *pool = &a->pool;
-    size_t wanted = pool->used > keep ? pool->used : keep;
-    wanted = round_up(wanted, POOL_STEP);
+    if (keep >= pool->reserved) return;
+    size_t wanted = round_up(pool->used > keep ? pool->used : keep, POOL_STEP);
     if (wanted >= pool->reserved) return;
-    a->mapped -= pool->reserved - wanted;
+    discharge(a, pool->reserved - wanted);
     pool->reserved = wanted;
 }
 
@@ -339,7 +403,7 @@ static bool charge_region(const sim_region *r) {
         case SIM_POOL: return charge_pool(a, r->size);
         case SIM_MANAGED:
             a->managed += r->extent;
-            note_peak(a);
+            note_change(a);
             return true;
         default: return true;
     }
@@ -347,8 +411,11 @@ static bool charge_region(const sim_region *r) {
 
 static void discharge_region(const sim_region *r) {
     device_account *a = &accounts[r->device];
-    if (r->kind == SIM_DEVICE) a->mapped -= r->extent;
-    if (r->kind == SIM_MANAGED) a->managed -= r->extent;
+    if (r->kind == SIM_DEVICE) discharge(a, r->extent);
+    if (r->kind == SIM_MANAGED) {
+        a->managed -= r->extent;
+        note_change(a);
+    }
     if (r->kind == SIM_POOL) {
         a->pool.used -= round_up(r->size, POOL_ROUND);
         trim_pool(a, a->pool.release_threshold);
@@ -356,7 +423,8 @@ static void discharge_region(const sim_region *r) {
 }
 
 uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
-    if (size > ADDRESS_SPACE) return 0;
+    if (size > ADDRESS_SPACE || device < 0) return 0;
+    if ((kind == SIM_DEVICE || kind == SIM_POOL) && sim_fault_at_allocation(size)) return 0;
     sim_region r = {.size = size, .extent = round_up(size ? size : 1, SIM_PAGE), .device = device, .kind = kind};
     bool on_host = kind == SIM_MANAGED || kind == SIM_HOST;
     acquire();
@@ -373,19 +441,26 @@ uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
     return r.address;
 }
 
-static bool may_free(sim_kind asked, sim_kind found) {
-    if (asked == SIM_DEVICE) return found == SIM_DEVICE || found == SIM_POOL || found == SIM_MANAGED;
-    return asked == found;
+static bool is_any_mapped(uintptr_t address, size_t size) {
+    size_t i = count_up_to(&mappings, address + size - 1);
+    return i > 0 && mapping_at(i - 1)->address + mapping_at(i - 1)->size > address;
+}
+
+static bool may_free(sim_kind asked, const sim_region *found) {
+    if (asked == SIM_DEVICE) return found->kind == SIM_DEVICE || found->kind == SIM_POOL || found->kind == SIM_MANAGED;
+    if (asked == SIM_RESERVED && is_any_mapped(found->address, found->extent)) return false;
+    return asked == found->kind;
 }
 
 bool sim_release(sim_kind kind, uintptr_t address) {
     acquire();
     size_t i = count_up_to(&regions, address);
-    bool found = i > 0 && region_at(i - 1)->address == address && may_free(kind, region_at(i - 1)->kind);
+    bool found = i > 0 && region_at(i - 1)->address == address && may_free(kind, region_at(i - 1));
     if (found) {
         sim_region r = *region_at(i - 1);
         erase(&regions, i - 1);
         discharge_region(&r);
+        if (sim_is_device_address(address) && address < no_gap_below) no_gap_below = address;
         if (r.kind == SIM_MANAGED || r.kind == SIM_HOST) munmap((void *)address, r.extent);
         if (r.kind != SIM_REGISTERED) sim_values_forget(address, r.extent);
     }
@@ -394,11 +469,13 @@ bool sim_release(sim_kind kind, uintptr_t address) {
 }
 
 bool sim_register_host(uintptr_t address, size_t size) {
-    sim_region r = {.address = address, .size = size, .extent = size, .device = current_device, .kind = SIM_REGISTERED};
+    sim_region r = {.address = address, .size = size, .extent = size, .device = sim_current_device(), .kind = SIM_REGISTERED};
     acquire();
-    insert(&regions, &r);
+    size_t i = count_up_to(&regions, address + size - 1);
+    bool is_free = i == 0 || region_at(i - 1)->address + region_at(i - 1)->extent <= address;
+    if (is_free) insert(&regions, &r);
     release();
-    return true;
+    return is_free;
 }
 
 bool sim_find(uintptr_t address, sim_region *region) {
@@ -412,70 +489,109 @@ bool sim_find(uintptr_t address, sim_region *region) {
 
 /* ---- physical memory apart from addresses ------------------------------------------------------- */
 
-uint64_t sim_physical_create(size_t size, int device) {
-    physical *p = malloc(sizeof *p);
-    if (!p) return 0;
-    *p = (physical){.size = size, .device = device, .references = 1};
-    acquire();
-    open_context(device);
-    bool charged = charge(&accounts[device], size);
-    release();
-    if (charged) return (uint64_t)(uintptr_t)p;
-    free(p);
-    return 0;
+/* What a handle stands for, or NULL. */
+static physical *find_physical(uint64_t handle) {
+    size_t i = count_up_to(&physicals, handle);
+    return i > 0 && physical_at(i - 1)->handle == handle ? physical_at(i - 1) : NULL;
 }
 
-static void drop_reference(physical *p) {
-    if (--p->references > 0) return;
-    accounts[p->device].mapped -= p->size;
-    free(p);
+/* The same, if the program still holds the handle. */
+static physical *held_physical(uint64_t handle) {
+    physical *p = find_physical(handle);
+    return p && p->references > 0 ? p : NULL;
+}
+
+static void give_back_if_unused(physical *p) {
+    if (p->references > 0 || p->mappings > 0) return;
+    discharge(&accounts[p->device], p->size);
+    erase(&physicals, (size_t)(p - physical_at(0)));
+}
+
+uint64_t sim_physical_create(size_t size, int device) {
+    if (sim_fault_at_allocation(size)) return 0;
+    physical p = {.size = size, .device = device, .references = 1};
+    acquire();
+    open_context(device);
+    if (charge(&accounts[device], size)) {
+        p.handle = ++last_handle;
+        insert(&physicals, &p);
+    }
+    release();
+    return p.handle;
 }
 
 bool sim_physical_retain(uint64_t handle) {
-    if (!handle) return false;
     acquire();
-    ((physical *)(uintptr_t)handle)->references++;
+    physical *p = find_physical(handle);
+    if (p) p->references++;
     release();
-    return true;
+    return p != NULL;
 }
 
 bool sim_physical_release(uint64_t handle) {
-    if (!handle) return false;
     acquire();
-    drop_reference((physical *)(uintptr_t)handle);
+    physical *p = held_physical(handle);
+    if (p) {
+        p->references--;
+        give_back_if_unused(p);
+    }
     release();
-    return true;
+    return p != NULL;
 }
 
 bool sim_physical_info(uint64_t handle, size_t *size, int *device) {
-    if (!handle) return false;
-    *size = ((physical *)(uintptr_t)handle)->size;
-    *device = ((physical *)(uintptr_t)handle)->device;
-    return true;
+    acquire();
+    const physical *p = held_physical(handle);
+    if (p) {
+        *size = p->size;
+        *device = p->device;
+    }
+    release();
+    return p != NULL;
+}
+
+/* Whether all of these addresses are reserved, as one piece. */
+static bool are_reserved(uintptr_t address, size_t size) {
+    size_t i = count_up_to(&regions, address);
+    const sim_region *r = i > 0 ? region_at(i - 1) : NULL;
+    return r && r->kind == SIM_RESERVED && size <= r->extent && address - r->address <= r->extent - size;
 }
 
 bool sim_physical_map(uintptr_t address, size_t size, uint64_t handle) {
-    if (!sim_physical_retain(handle)) return false;
     mapping m = {.address = address, .size = size, .handle = handle};
     acquire();
-    insert(&mappings, &m);
+    physical *p = held_physical(handle);
+    bool possible = p && size && size <= p->size && are_reserved(address, size) && !is_any_mapped(address, size);
+    if (possible) {
+        p->mappings++;
+        insert(&mappings, &m);
+    }
     release();
-    return true;
+    return possible;
+}
+
+/* The index after the last of the mappings that are these addresses, from the first one on; or first
+ * if they are not whole mappings without a gap. */
+static size_t end_of_mappings(size_t first, uintptr_t address, size_t size) {
+    uintptr_t at = address;
+    size_t i = first;
+    while (i < mappings.count && at < address + size && mapping_at(i)->address == at) at += mapping_at(i++)->size;
+    return at == address + size ? i : first;
 }
 
 bool sim_physical_unmap(uintptr_t address, size_t size) {
     acquire();
-    size_t i = count_up_to(&mappings, address - 1);
-    bool found = false;
-    while (i < mappings.count && mapping_at(i)->address < address + size) {
-        physical *p = (physical *)(uintptr_t)mapping_at(i)->handle;
-        erase(&mappings, i);
-        drop_reference(p);
-        found = true;
+    size_t first = address ? count_up_to(&mappings, address - 1) : 0;
+    size_t count = end_of_mappings(first, address, size) - first;
+    for (size_t i = 0; i < count; i++) {
+        physical *p = find_physical(mapping_at(first)->handle);
+        erase(&mappings, first);
+        p->mappings--;
+        give_back_if_unused(p);
     }
-    sim_values_forget(address, size);
+    if (count) sim_values_forget(address, size);
     release();
-    return found;
+    return count > 0;
 }
 
 uint64_t sim_physical_at(uintptr_t address) {
@@ -496,3 +612,15 @@ void sim_pool_trim(int device, size_t keep) {
     trim_pool(&accounts[device], keep);
     release();
 }
+
+/* ---- what is not accounted ------------------------------------------------------------------------ */
+
+static int64_t cudnn_attention_unknown = -1;
+
+void sim_note_cudnn_attention(size_t bytes) {
+    acquire();
+    if ((int64_t)bytes > cudnn_attention_unknown) cudnn_attention_unknown = (int64_t)bytes;
+    release();
+}
+
+int64_t sim_cudnn_attention_unknown(void) { return cudnn_attention_unknown; }

@@ -32,10 +32,12 @@ typedef struct {
     size_t l2_bytes;
     int memory_bus_bits;
     size_t context_bytes;
+    int peer_access; /* whether devices reach each other's memory */
     int driver_cuda_version; /* 13000 for CUDA 13.0 */
     char driver_version[32]; /* as NVML reports it */
     int cublas_version;
     int cudnn_version;
+    int nccl_version;
 } sim_card;
 
 SIM_API const sim_card *sim_get_card(void);
@@ -45,28 +47,40 @@ SIM_API const sim_card *sim_get_card(void);
  * count once sim_device_count has told it. */
 SIM_API int sim_configure(const char *text);
 
+/* Hand each "key=value" of text (with ';' between them) to set. Returns 0, or the 1-based number of the
+ * first that set does not take. */
+SIM_API int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value));
+
 /* The number of devices, told to a program. */
 SIM_API int sim_device_count(void);
 
 /* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);
+#define SIM_UUID_TEXT 48
+SIM_API void sim_uuid_text(int device, char text[SIM_UUID_TEXT]); /* "GPU-..." */
 SIM_API int sim_bus_number(int device);
 /* The device at a place on the bus, or -1. */
 SIM_API int sim_device_at_bus(const char *place);
 
-/* The current device of this thread. */
+/* The current device of this thread; -1 if the program sees no device at all. */
 SIM_API int sim_current_device(void);
-SIM_API bool sim_set_current_device(int device);
 
 /* The primary context: opened by the first call that needs one, charged once, never closed. */
 SIM_API void sim_open_context(int device);
 SIM_API bool sim_context_is_open(int device);
+
+/* Whether kernels on a device may reach the memory of another, and which devices they do. Access opens
+ * the contexts of both. False if it is already as asked for. */
+SIM_API bool sim_can_access_peer(int device, int peer);
+SIM_API bool sim_set_peer_access(int device, int peer, bool on);
 
 /* Figures of one device. process = context + device memory + resident managed memory. */
 SIM_API size_t sim_process_bytes(int device);
 SIM_API size_t sim_peak_process_bytes(int device);
 SIM_API void sim_reset_peak(int device);
 SIM_API size_t sim_free_bytes(int device);
+/* What another process holds of a device (faults.h). */
+SIM_API size_t sim_outside_bytes(int device);
 
 /* What an address belongs to. */
 typedef enum {
@@ -90,15 +104,18 @@ typedef struct {
 /* Allocate size bytes. Returns 0 when the card (or the host) has no room for it. */
 SIM_API uintptr_t sim_allocate(sim_kind kind, size_t size, int device);
 /* Free what sim_allocate returned. False if address is not the start of such a region of that kind;
- * SIM_DEVICE also frees SIM_POOL and SIM_MANAGED, as cudaFree does. */
+ * SIM_DEVICE also frees SIM_POOL and SIM_MANAGED, as cudaFree does; SIM_RESERVED while nothing is
+ * mapped there. */
 SIM_API bool sim_release(sim_kind kind, uintptr_t address);
+/* False if some of it is known already. */
 SIM_API bool sim_register_host(uintptr_t address, size_t size);
 /* The region that holds address, or false. */
 SIM_API bool sim_find(uintptr_t address, sim_region *region);
 /* Whether address is one of the simulated devices' own (never backed by memory). */
 SIM_API bool sim_is_device_address(uintptr_t address);
 
-/* Physical memory apart from addresses (cuMemCreate and the calls around it). Handles are not 0. */
+/* Physical memory apart from addresses (cuMemCreate and the calls around it). Handles are not 0. It is
+ * given back when neither a handle nor a mapping is left. Only whole mappings can be undone. */
 SIM_API uint64_t sim_physical_create(size_t size, int device);
 SIM_API bool sim_physical_retain(uint64_t handle);
 SIM_API bool sim_physical_release(uint64_t handle);
@@ -113,5 +130,10 @@ typedef struct {
 } sim_pool;
 SIM_API sim_pool *sim_get_pool(int device);
 SIM_API void sim_pool_trim(int device, size_t keep);
+
+/* Attention by cuDNN was prepared, with a plan that may take up to these bytes beyond what is accounted. */
+SIM_API void sim_note_cudnn_attention(size_t bytes);
+/* The most of them so far, or -1 where there was no attention by cuDNN. */
+SIM_API int64_t sim_cudnn_attention_unknown(void);
 
 #endif

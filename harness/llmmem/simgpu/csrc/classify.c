@@ -31,6 +31,14 @@ static const struct {
     {"logical_not_kernel_cuda", SIM_LOGICAL_NOT, false},
     {"MulFunctor", SIM_MULTIPLY, false},
     {"div_floor_kernel_cuda", SIM_FLOOR_DIVIDE, false},
+    {"div_trunc_kernel_cuda", SIM_TRUNC_DIVIDE, false},
+    {"remainder_kernel_cuda", SIM_REMAINDER, false},
+    {"maximum_kernel_cuda", SIM_LARGER, false},
+    {"minimum_kernel_cuda", SIM_SMALLER, false},
+    {"15neg_kernel_cuda", SIM_NEGATE, false},
+    {"10AbsFunctor", SIM_ABSOLUTE, false},
+    {"18masked_fill_kernel", SIM_MASKED_FILL, false},
+    {"17where_kernel_impl", SIM_WHERE, false},
     {"CUDAFunctor_add", SIM_ADD, false},
     {"CUDAFunctorOnOther_add", SIM_ADD, false},
     {"CUDAFunctorOnSelf_add", SIM_ADD, false},
@@ -78,6 +86,7 @@ static void read_functor_types(const char *name, sim_effect *e) {
         {"CUDAFunctor_addI", SIM_NO_SCALAR, false},
         {"CUDAFunctorOnOther_addI", SIM_FIRST_IS_SCALAR, false},
         {"CUDAFunctorOnSelf_addI", SIM_SECOND_IS_SCALAR, false},
+        {"10AbsFunctorI", SIM_NO_SCALAR, false},
         {"EUl", SIM_NO_SCALAR, false},
     };
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
@@ -87,8 +96,24 @@ static void read_functor_types(const char *name, sim_effect *e) {
         e->scalar = places[i].scalar;
         e->input = places[i].wrapper ? next_type(&p, first) : first;
         e->output = places[i].wrapper ? next_type(&p, e->input) : first;
+        e->others = e->input;
+        if (e->operation == SIM_MASKED_FILL) e->others = next_type(&p, first);
+        if (e->operation == SIM_WHERE) e->output = e->others = next_type(&p, SIM_OTHER_TYPE);
         if (is_yes_or_no(e->operation)) e->output = SIM_BOOL;
         return;
+    }
+}
+
+static size_t operands_of(const sim_effect *e) {
+    switch (e->operation) {
+        case SIM_FILL: return 0;
+        case SIM_COPY:
+        case SIM_NOT:
+        case SIM_LOGICAL_NOT:
+        case SIM_NEGATE:
+        case SIM_ABSOLUTE: return 1;
+        case SIM_WHERE: return 3;
+        default: return e->scalar == SIM_NO_SCALAR ? 2 : 1;
     }
 }
 
@@ -103,9 +128,7 @@ static void classify_elementwise(const char *name, sim_effect *e) {
         break;
     }
     read_functor_types(name, e);
-    bool unary = e->scalar != SIM_NO_SCALAR || e->operation == SIM_COPY || e->operation == SIM_NOT ||
-                 e->operation == SIM_LOGICAL_NOT;
-    size_t expected = e->operation == SIM_FILL ? 0 : unary ? 1 : 2;
+    size_t expected = operands_of(e);
     if (e->form == SIM_STRIDED) e->inputs = expected;
     if (e->inputs != expected) e->operation = SIM_FORGET;
     /* Of an unknown functor the name does not tell what it returns; no element is smaller than this. */
@@ -140,14 +163,82 @@ static sim_form form_of(const char *name) {
     if (has(name, "DeviceScanKernelI") && has(name, "St4plusI") && has(name, "NullTypeE")) return SIM_RUNNING_SUM;
     if (has(name, "DeviceReduce") && has(name, "NonZeroOpI")) return SIM_COUNT_NONZERO;
     if (has(name, "DeviceReduceSingleTileKernelI") && has(name, "EPiS")) return SIM_ADD_COUNTS;
+    if (has(name, "DeviceSelectSweepKernelI") && has(name, "8equal_toIvE")) return SIM_SELECT_UNIQUE;
+    if (has(name, "CatArrayBatchedCopy")) return SIM_CAT;
+    if (has(name, "scatter_gather_elementwise_kernel") && has(name, "12TensorAssign")) {
+        if (has(name, "scatter_fill_internal_kernel")) return SIM_SCATTER_FILL;
+        return has(name, "gather_internal_kernelILb0E") ? SIM_GATHER : SIM_SCATTER;
+    }
+    if (has(name, "17index_kernel_impl")) return SIM_INDEX;
+    if (has(name, "21index_put_kernel_impl")) return SIM_INDEX_PUT;
+    if (has(name, "index_elementwise_kernelI")) return SIM_STRIDED;
+    if (has(name, "vectorized_gather_kernelI")) return SIM_GATHER_ROWS;
+    if (has(name, "sbtopk10gatherTopKI")) return SIM_TOPK;
+    if (has(name, "bitonicSortKVInPlaceI")) return SIM_SORT_PAIRS;
+    if (has(name, "TensorList")) return SIM_TENSOR_LISTS;
     /* GradScaler: the scale, and whether an overflow was found */
     if (has(name, "amp_update_scale_cuda_kernel") || has(name, "_amp_foreach_non_finite")) return SIM_UNCHANGED;
+    /* Rows that are exchanged one by one: of an LU factorisation that was not computed, none are. */
+    if (has(name, "unpack_pivots_cuda_kernel")) return SIM_UNCHANGED;
     return SIM_OPAQUE;
+}
+
+/* Skip the number among template arguments that the name goes on with ("Li4E"). */
+static const char *skip_number(const char *p, size_t *number) {
+    if (!p || *p != 'L' || !p[1]) return NULL;
+    *number = (size_t)strtoul(p + 2, NULL, 10);
+    p = strchr(p, 'E');
+    return p ? p + 1 : NULL;
+}
+
+/* Elements without a type: "OpaqueTypeILi4EE", four bytes. Returns where the name goes on. */
+static const char *read_element_size(const char *name, sim_effect *e) {
+    const char *p = skip_number(after(name, "10OpaqueTypeI"), &e->element_size);
+    return p && p[0] == 'E' && p[1] == 'E' ? p + 2 : NULL;
+}
+
+/* Moves whose indices are of another type than they usually are are not followed. */
+static bool classify_move(const char *name, sim_effect *e) {
+    const char *end, *p = NULL;
+    size_t number = 0;
+    switch (e->form) {
+        case SIM_CAT: /* elements, index type, dimensions, inputs of a launch, - [, bytes of a vector, -] */
+            p = read_element_size(name, e);
+            if (!p || *p != 'j') return false;
+            p = skip_number(p + 1, &number);
+            e->dimensions = (int)number;
+            p = skip_number(p, &e->batch);
+            if (!p || !has(name, "Copy_vectorized")) return p != NULL;
+            return skip_number(skip_number(p, &number), &e->vector) != NULL;
+        case SIM_GATHER:
+        case SIM_SCATTER:
+        case SIM_SCATTER_FILL:
+            p = read_element_size(name, e);
+            return p && *p == 'l';
+        case SIM_INDEX:
+        case SIM_INDEX_PUT: return read_element_size(name, e) != NULL;
+        case SIM_GATHER_ROWS:
+            p = skip_number(after(name, "vectorized_gather_kernelI"), &number);
+            if (p) e->input = sim_read_type(p, &end);
+            return p != NULL;
+        case SIM_TOPK:
+            e->input = sim_read_type(after(name, "gatherTopKI"), &end);
+            return *end == 'j';
+        case SIM_SORT_PAIRS: /* four numbers, keys, values, comparison, index type */
+            p = after(name, "bitonicSortKVInPlaceI");
+            for (int i = 0; i < 4; i++) p = skip_number(p, &number);
+            if (!p) return false;
+            e->input = sim_read_type(p, &p);
+            e->others = sim_read_type(p, &p);
+            e->descending = has(p, "GTOpI");
+            return has(p, "EEjEEv");
+        default: return true;
+    }
 }
 
 sim_effect sim_classify(const char *name) {
     const char *end, *type = NULL;
-    sim_effect e = {.form = form_of(name), .input = SIM_OTHER_TYPE, .output = SIM_OTHER_TYPE};
+    sim_effect e = {.form = form_of(name), .input = SIM_OTHER_TYPE, .output = SIM_OTHER_TYPE, .others = SIM_OTHER_TYPE};
     e.parameter_count = sim_read_parameters(name, e.parameters, SIM_MOST_PARAMETERS);
     switch (e.form) {
         case SIM_CONTIGUOUS:
@@ -161,7 +252,9 @@ sim_effect sim_classify(const char *name) {
         case SIM_REDUCTION: classify_reduction(name, &e); break;
         case SIM_COUNT_NONZERO: type = after(name, "NonZeroOpI"); break;
         case SIM_RUNNING_SUM: type = after(name, "St4plusI"); break;
-        default: break;
+        case SIM_SELECT_UNIQUE: type = after(name, "policy_hubI"); break;
+        default:
+            if (!classify_move(name, &e)) e.form = SIM_OPAQUE;
     }
     if (type) e.input = sim_read_type(type, &end);
     return e;

@@ -10,9 +10,9 @@ void sim_copy(uintptr_t to, uintptr_t from, size_t n) {
     if (to_device && from_device)
         sim_values_copy(to, from, n);
     else if (to_device)
-        sim_values_store(to, (const void *)from, n);
+        sim_values_receive(to, (const void *)from, n);
     else if (from_device)
-        sim_values_read(from, (void *)to, n);
+        sim_values_read(from, (void *)to, NULL, n);
     else
         memmove((void *)to, (const void *)from, n);
 }

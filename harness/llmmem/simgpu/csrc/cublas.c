@@ -1,9 +1,11 @@
 /* libcublas: handles and their settings, and where products are written. All other routines succeed and
  * do nothing (the builder generates them). */
 #include "account.h"
+#include "copies.h"
 #include "effects.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     void *stream;
@@ -160,3 +162,106 @@ int cublasDotEx(handle *h, int n, const void *x, int type_x, int step_x, const v
     (void)h, (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y;
     return written(result);
 }
+
+/* ---- numbers and codes that the program looks at ------------------------------------------------------ */
+
+enum { HOST_POINTERS = 0 };
+
+/* A result goes where the handle's pointer mode says. */
+static int number(handle *h, void *result, const void *value, size_t size) {
+    if (h->pointer_mode == HOST_POINTERS)
+        memcpy(result, value, size);
+    else
+        sim_written((uintptr_t)result);
+    return 0;
+}
+
+#define NORM(name, type)                                                                                           \
+    int name(handle *h, int n, const void *x, int step, type *result) {                                            \
+        (void)n, (void)x, (void)step;                                                                              \
+        static const type zero;                                                                                    \
+        return number(h, result, &zero, sizeof zero);                                                              \
+    }
+NORM(cublasSnrm2_v2, float)
+NORM(cublasDnrm2_v2, double)
+NORM(cublasScnrm2_v2, float)
+NORM(cublasDznrm2_v2, double)
+NORM(cublasSasum_v2, float)
+NORM(cublasDasum_v2, double)
+NORM(cublasScasum_v2, float)
+NORM(cublasDzasum_v2, double)
+
+/* The first of n equal values, counted from 1. */
+#define EXTREME(name)                                                                                              \
+    int name(handle *h, int n, const void *x, int step, int *result) {                                             \
+        (void)x, (void)step;                                                                                       \
+        const int first = n > 0;                                                                                   \
+        return number(h, result, &first, sizeof first);                                                            \
+    }
+EXTREME(cublasIsamax_v2)
+EXTREME(cublasIdamax_v2)
+EXTREME(cublasIcamax_v2)
+EXTREME(cublasIzamax_v2)
+EXTREME(cublasIsamin_v2)
+EXTREME(cublasIdamin_v2)
+EXTREME(cublasIcamin_v2)
+EXTREME(cublasIzamin_v2)
+
+/* Where a routine says how it went, it says that all is well. */
+static int succeeded(int *info, int count) {
+    static const int success;
+    if (info) sim_set((uintptr_t)info, (size_t)count * sizeof *info, &success, sizeof success);
+    return 0;
+}
+
+#define BATCHED_FACTORISATIONS(T)                                                                                  \
+    int cublas##T##getrfBatched(handle *h, int n, void **a, int lda, int *pivots, int *info, int batch) {          \
+        (void)h, (void)n, (void)a, (void)lda;                                                                      \
+        if (pivots) sim_written((uintptr_t)pivots);                                                                \
+        return succeeded(info, batch);                                                                             \
+    }                                                                                                              \
+    int cublas##T##getrsBatched(handle *h, int trans, int n, int columns, void **a, int lda, const int *pivots,    \
+                                void **b, int ldb, int *info, int batch) {                                         \
+        (void)h, (void)trans, (void)n, (void)columns, (void)a, (void)lda, (void)pivots, (void)b, (void)ldb;        \
+        (void)batch;                                                                                               \
+        return succeeded(info, 1);                                                                                 \
+    }                                                                                                              \
+    int cublas##T##geqrfBatched(handle *h, int m, int n, void **a, int lda, void **tau, int *info, int batch) {    \
+        (void)h, (void)m, (void)n, (void)a, (void)lda, (void)tau, (void)batch;                                     \
+        return succeeded(info, 1);                                                                                 \
+    }                                                                                                              \
+    int cublas##T##gelsBatched(handle *h, int trans, int m, int n, int columns, void **a, int lda, void **c,       \
+                               int ldc, int *info, int *device_info, int batch) {                                  \
+        (void)h, (void)trans, (void)m, (void)n, (void)columns, (void)a, (void)lda, (void)c, (void)ldc;             \
+        succeeded(device_info, batch);                                                                             \
+        return succeeded(info, 1);                                                                                 \
+    }
+BATCHED_FACTORISATIONS(S)
+BATCHED_FACTORISATIONS(D)
+BATCHED_FACTORISATIONS(C)
+BATCHED_FACTORISATIONS(Z)
+
+/* ---- copies: columns of a matrix, elements of a vector ------------------------------------------------- */
+
+static int copy_matrix(int rows, int columns, int size, const void *from, int from_lead, void *to, int to_lead) {
+    size_t bytes = (size_t)size;
+    sim_copy_2d((uintptr_t)to, (size_t)to_lead * bytes, (uintptr_t)from, (size_t)from_lead * bytes,
+                (size_t)rows * bytes, (size_t)columns);
+    return 0;
+}
+
+#define COPY_MATRIX(name)                                                                                          \
+    int name(int rows, int columns, int size, const void *from, int from_lead, void *to, int to_lead, void *s) {   \
+        (void)s;                                                                                                   \
+        return copy_matrix(rows, columns, size, from, from_lead, to, to_lead);                                     \
+    }
+COPY_MATRIX(cublasGetMatrixAsync)
+COPY_MATRIX(cublasSetMatrixAsync)
+
+#define COPY_VECTOR(name)                                                                                          \
+    int name(int n, int size, const void *from, int from_step, void *to, int to_step, void *s) {                   \
+        (void)s;                                                                                                   \
+        return copy_matrix(1, n, size, from, from_step, to, to_step);                                              \
+    }
+COPY_VECTOR(cublasGetVectorAsync)
+COPY_VECTOR(cublasSetVectorAsync)

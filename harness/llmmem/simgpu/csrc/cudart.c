@@ -2,8 +2,10 @@
  * (the builder generates them from what the installed libraries import). */
 #include "account.h"
 #include "copies.h"
+#include "faults.h"
 #include "kernels.h"
 #include "streams.h"
+#include "visible.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -21,13 +23,21 @@ static cudaError_t fail(cudaError_t error) {
     return error;
 }
 
+/* What a call of the context ends with that has nothing else to say: success, until a launch has gone
+ * wrong for good. */
+static cudaError_t state(void) { return fail((cudaError_t)sim_broken()); }
+
 cudaError_t cudaGetLastError(void) {
+    state();
     cudaError_t error = last_error;
     last_error = cudaSuccess;
     return error;
 }
 
-cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaPeekAtLastError(void) {
+    state();
+    return last_error;
+}
 
 static const struct {
     cudaError_t code;
@@ -37,16 +47,25 @@ static const struct {
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
     {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
+    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorSymbolNotFound, "cudaErrorSymbolNotFound", "named symbol not found"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorPeerAccessAlreadyEnabled, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
+    {cudaErrorPeerAccessNotEnabled, "cudaErrorPeerAccessNotEnabled", "peer access has not been enabled"},
+    {cudaErrorPeerAccessUnsupported, "cudaErrorPeerAccessUnsupported",
+     "peer access is not supported between these two devices"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
+     "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
 };
 
 const char *cudaGetErrorName(cudaError_t code) {
@@ -63,7 +82,8 @@ const char *cudaGetErrorString(cudaError_t code) {
 
 /* ---- devices ------------------------------------------------------------------------------------- */
 
-static bool is_device(int device) { return device >= 0 && device < sim_get_card()->count; }
+/* The runtime counts the devices that the program sees: its numbers are ordinals. */
+static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
 
 cudaError_t cudaRuntimeGetVersion(int *version) {
     *version = CUDART_VERSION;
@@ -73,18 +93,21 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 cudaError_t cudaDriverGetVersion(int *version) { return (cudaError_t)cuDriverGetVersion(version); }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = sim_device_count();
-    return cudaSuccess;
+    sim_device_count();
+    *count = sim_visible_count();
+    return *count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 
 cudaError_t cudaGetDevice(int *device) {
-    *device = sim_current_device();
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
+    *device = sim_current_ordinal();
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-    if (!sim_set_current_device(device)) return fail(cudaErrorInvalidDevice);
-    sim_open_context(device);
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
+    if (!sim_set_current_ordinal(device)) return fail(cudaErrorInvalidDevice);
+    sim_open_context(sim_current_device());
     return cudaSuccess;
 }
 
@@ -104,7 +127,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
     const sim_card *card = sim_get_card();
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "%s", card->title);
-    sim_uuid(device, (unsigned char *)p->uuid.bytes);
+    sim_uuid(sim_device_at(device), (unsigned char *)p->uuid.bytes);
     p->totalGlobalMem = card->total_bytes;
     p->sharedMemPerBlock = (size_t)attribute(cudaDevAttrMaxSharedMemoryPerBlock, device);
     p->sharedMemPerBlockOptin = card->shared_per_block_optin;
@@ -162,8 +185,29 @@ cudaError_t cudaDeviceGetByPCIBusId(int *device, const char *text) {
 }
 
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
-    *can = device != peer;
+    if (!is_device(device) || !is_device(peer)) return fail(cudaErrorInvalidDevice);
+    *can = sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
     return cudaSuccess;
+}
+
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags) {
+    int device = sim_current_device(), other = sim_device_at(peer);
+    if (flags) return fail(cudaErrorInvalidValue);
+    if (device < 0 || other < 0) return fail(cudaErrorInvalidDevice);
+    if (!sim_can_access_peer(device, other)) return fail(cudaErrorPeerAccessUnsupported);
+    if (!sim_set_peer_access(device, other, true)) return fail(cudaErrorPeerAccessAlreadyEnabled);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceDisablePeerAccess(int peer) {
+    int device = sim_current_device(), other = sim_device_at(peer);
+    if (device < 0 || other < 0) return fail(cudaErrorInvalidDevice);
+    if (!sim_set_peer_access(device, other, false)) return fail(cudaErrorPeerAccessNotEnabled);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, enum cudaDeviceP2PAttr name, int device, int peer) {
+    return fail((cudaError_t)cuDeviceGetP2PAttribute(value, (CUdevice_P2PAttribute)name, device, peer));
 }
 
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
@@ -174,7 +218,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 
 cudaError_t cudaDeviceSynchronize(void) {
     sim_open_context(sim_current_device());
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
@@ -185,12 +229,14 @@ cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
 
 static cudaError_t allocate(void **pointer, size_t size, sim_kind kind) {
     *pointer = NULL;
-    if (!size) return cudaSuccess;
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
+    if (!size || state()) return state();
     *pointer = (void *)sim_allocate(kind, size, sim_current_device());
     return *pointer ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
 
 static cudaError_t deallocate(void *pointer, sim_kind kind) {
+    if (state()) return state();
     if (!pointer || sim_release(kind, (uintptr_t)pointer)) return cudaSuccess;
     return fail(cudaErrorInvalidValue);
 }
@@ -214,7 +260,7 @@ cudaError_t cudaFree(void *pointer) {
 
 cudaError_t cudaMallocAsync(void **pointer, size_t size, cudaStream_t stream) {
     *pointer = NULL;
-    if (!size) return cudaSuccess;
+    if (!size || state()) return state();
     *pointer = (void *)sim_allocate(SIM_POOL, size, sim_get_stream(stream)->device);
     return *pointer ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
@@ -226,7 +272,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t size, cudaMemPool_t p
 
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -240,8 +286,8 @@ cudaError_t cudaFreeHost(void *pointer) { return deallocate(pointer, SIM_HOST); 
 
 cudaError_t cudaHostRegister(void *pointer, size_t size, unsigned int flags) {
     (void)flags;
-    sim_register_host((uintptr_t)pointer, size);
-    return cudaSuccess;
+    if (!pointer || !size) return fail(cudaErrorInvalidValue);
+    return sim_register_host((uintptr_t)pointer, size) ? cudaSuccess : fail(cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *pointer) {
@@ -256,11 +302,12 @@ cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int fla
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    if (!sim_visible_count()) return fail(cudaErrorNoDevice);
     int device = sim_current_device();
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *pointer) {
@@ -272,7 +319,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
         a->hostPointer = (void *)pointer;
         return cudaSuccess;
     }
-    a->device = region.device;
+    a->device = sim_ordinal_of(region.device);
     a->devicePointer = (void *)pointer;
     if (region.kind == SIM_MANAGED)
         a->type = cudaMemoryTypeManaged;
@@ -295,7 +342,7 @@ cudaError_t cudaHostGetFlags(unsigned int *flags, void *pointer) {
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
     if (!is_device(device)) return fail(cudaErrorInvalidDevice);
-    *pool = (cudaMemPool_t)sim_get_pool(device);
+    *pool = (cudaMemPool_t)sim_get_pool(sim_device_at(device));
     return cudaSuccess;
 }
 
@@ -342,8 +389,8 @@ cudaError_t cudaDeviceGetGraphMemAttribute(int device, enum cudaGraphMemAttribut
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
     (void)kind;
-    sim_copy((uintptr_t)to, (uintptr_t)from, n);
-    return cudaSuccess;
+    if (!state()) sim_copy((uintptr_t)to, (uintptr_t)from, n);
+    return state();
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t stream) {
@@ -366,8 +413,8 @@ cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int f
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
                          enum cudaMemcpyKind kind) {
     (void)kind;
-    sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
-    return cudaSuccess;
+    if (!state()) sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
+    return state();
 }
 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
@@ -378,8 +425,8 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
 
 cudaError_t cudaMemset(void *to, int value, size_t n) {
     unsigned char byte = (unsigned char)value;
-    sim_set((uintptr_t)to, n, &byte, 1);
-    return cudaSuccess;
+    if (!state()) sim_set((uintptr_t)to, n, &byte, 1);
+    return state();
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) {
@@ -391,7 +438,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) 
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned int flags, int priority) {
     *stream = (cudaStream_t)sim_create_stream(flags, priority);
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned int flags) {
@@ -415,9 +462,16 @@ cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned int *flags) {
     return cudaSuccess;
 }
 
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags) {
+    (void)stream;
+    (void)event;
+    (void)flags;
+    return state();
+}
+
 #if CUDART_VERSION >= 12080
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *device) {
-    *device = sim_get_stream(stream)->device;
+    *device = sim_ordinal_of(sim_get_stream(stream)->device);
     return cudaSuccess;
 }
 #endif
@@ -426,6 +480,14 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     *id = (unsigned long long)(uintptr_t)stream;
     return cudaSuccess;
 }
+
+/* Nothing is ever under way, but while a stream is captured nothing is done either. */
+static cudaError_t wait_for(cudaStream_t stream) {
+    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : state();
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return wait_for(stream); }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     (void)stream;
@@ -442,7 +504,7 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t func
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int flags) {
     (void)flags;
     *event = (cudaEvent_t)sim_create_event();
-    return cudaSuccess;
+    return state();
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
@@ -450,7 +512,17 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     (void)stream;
     sim_record_event((sim_event *)event);
-    return cudaSuccess;
+    return state();
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    (void)event;
+    return state();
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    (void)event;
+    return state();
 }
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned int flags) {

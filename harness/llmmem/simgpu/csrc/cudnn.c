@@ -1,10 +1,12 @@
-/* libcudnn: handles and descriptors, convolutions, batch normalisation.
+/* libcudnn: handles and descriptors, convolutions, batch normalisation, attention.
  *
- * Every convolution has a plan, which needs no workspace and does nothing. (What cuDNN's own plans
- * need, only cuDNN knows.) Attention and recurrent networks are refused: their workspaces are a large
- * part of what they take, and a figure without them would be wrong.
+ * Every convolution and every attention has a plan, which needs no workspace and does nothing. (What
+ * cuDNN's own plans need, only cuDNN knows. Most of what attention needs is asked for by the frontend
+ * in PyTorch, beside the plan.) Recurrent networks are refused: their workspaces are a large part of
+ * what they take, and a figure without them would be wrong.
  */
 #include "account.h"
+#include "effects.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,16 +177,31 @@ WORKSPACE_SIZE(cudnnGetConvolutionBackwardFilterWorkspaceSize)
 
 /* Numbers of cudnnBackendDescriptorType_t, cudnnBackendAttributeName_t, cudnnBackendAttributeType_t. */
 enum {
+    ENGINE = 2,
+    HEURISTICS = 4,
     OPERATION_CONVOLUTION_FORWARD = 10,
     OPERATION_CONVOLUTION_BACKWARD_DATA = 12,
     OPERATION_POINTWISE = 13,
-    OPERATION_GRAPH = 15,
+    OPERATION_MATMUL = 19,
+    OPERATION_REDUCTION = 22,
+    OPERATION_RESHAPE = 31,
+    OPERATION_RANDOM_NUMBERS = 33,
+    OPERATION_ATTENTION_FORWARD = 41,
+    OPERATION_BAND_MASK = 44,
+    OPERATION_SOFTMAX = 45,
+    HEURISTICS_GRAPH = 201,
     HEURISTIC_RESULTS = 202,
     CONFIGURATION_WORKSPACE = 303,
+    CONFIGURATION_SHARED_MEMORY = 304,
     PLAN_WORKSPACE = 402,
     GRAPH_OPERATIONS = 801,
     GRAPH_ENGINE_COUNT = 802,
+    TENSOR_DIMENSIONS = 902,
+    PACK_POINTERS = 1001,
+    ENGINE_GRAPH = 1300,
     ENGINE_INDEX = 1301,
+    REDUCTION_INPUT = 1610,
+    REDUCTION_OUTPUT = 1611,
     TYPE_BOOLEAN = 2,
     TYPE_DESCRIPTOR = 15,
     TYPE_CHAR = 24,
@@ -272,19 +289,77 @@ static bool is_convolution(const descriptor *graph) {
     return any;
 }
 
-int cudnnBackendFinalize(descriptor *d) {
-    if (d->type == OPERATION_GRAPH && !is_convolution(d))
-        return refuse(": of cuDNN's graphs only convolutions are simulated (attention: choose the flash backend)");
+/* Attention: one operation for the forward pass; or, as its backward pass and older frontends have
+ * it, its parts, with at least two products of matrices. */
+static bool is_attention(const descriptor *graph) {
+    const attribute *operations = find(graph, GRAPH_OPERATIONS);
+    int products = 0;
+    for (int64_t i = 0; operations && i < operations->count; i++) {
+        switch (((descriptor **)operations->data)[i]->type) {
+            case OPERATION_ATTENTION_FORWARD: return true;
+            case OPERATION_MATMUL: products++; break;
+            case OPERATION_POINTWISE:
+            case OPERATION_REDUCTION:
+            case OPERATION_RESHAPE:
+            case OPERATION_RANDOM_NUMBERS:
+            case OPERATION_BAND_MASK:
+            case OPERATION_SOFTMAX: break;
+            default: return false;
+        }
+    }
+    return products >= 2;
+}
+
+/* The four dimensions of a tensor of an operation, or NULL: batch, heads, tokens, elements of a head. */
+static const int64_t *dimensions_of(const descriptor *operation, int tensor) {
+    const attribute *a = find(operation, tensor);
+    const attribute *dimensions = a ? find(*(descriptor **)a->data, TENSOR_DIMENSIONS) : NULL;
+    return dimensions && dimensions->count == 4 ? dimensions->data : NULL;
+}
+
+/* Gradients of keys and values that query heads share are summed over these heads. The bytes of the
+ * summands, in the type of the inputs (16 bits): a plan may hold them in its workspace, or not at all. */
+static size_t bytes_before_heads_are_summed(const descriptor *graph) {
+    const attribute *operations = find(graph, GRAPH_OPERATIONS);
+    size_t bytes = 0;
+    for (int64_t i = 0; i < operations->count; i++) {
+        const descriptor *operation = ((descriptor **)operations->data)[i];
+        if (operation->type != OPERATION_REDUCTION) continue;
+        const int64_t *in = dimensions_of(operation, REDUCTION_INPUT);
+        const int64_t *out = dimensions_of(operation, REDUCTION_OUTPUT);
+        if (in && out && in[1] != out[1] && in[2] == out[2] && in[3] == out[3])
+            bytes += 2 * (size_t)(in[0] * in[1] * in[2] * in[3]);
+    }
+    return bytes;
+}
+
+/* A graph may be a part of another one: whether there is an engine for it is asked of the whole. */
+static int find_engine(const descriptor *graph) {
+    if (is_convolution(graph)) return SUCCESS;
+    if (!is_attention(graph))
+        return refuse(": of cuDNN's graphs only convolutions and attention are simulated "
+                      "(attention: TORCH_CUDNN_SDPA_DEPRIORITIZED=1 makes PyTorch take another kernel)");
+    sim_note_cudnn_attention(bytes_before_heads_are_summed(graph));
     return SUCCESS;
 }
+
+int cudnnBackendFinalize(descriptor *d) {
+    const attribute *graph = NULL;
+    if (d->type == HEURISTICS) graph = find(d, HEURISTICS_GRAPH);
+    if (d->type == ENGINE) graph = find(d, ENGINE_GRAPH);
+    return graph ? find_engine(*(descriptor **)graph->data) : SUCCESS;
+}
+
+/* The frontend asks for some engines of attention by their number. */
+enum { ATTENTION_ENGINES = 64 };
 
 /* One engine, one configuration of it, one plan. Without the program asking for values it learns
  * their number; descriptors are the program's own, and are left as they are. */
 int cudnnBackendGetAttribute(const descriptor *d, int name, int type, int64_t requested, int64_t *returned, void *values) {
     const attribute *a = find(d, name);
     int64_t count = a ? a->count : 0;
-    if (name == HEURISTIC_RESULTS || name == CONFIGURATION_WORKSPACE || name == PLAN_WORKSPACE || name == ENGINE_INDEX ||
-        name == GRAPH_ENGINE_COUNT)
+    if (name == HEURISTIC_RESULTS || name == CONFIGURATION_WORKSPACE || name == CONFIGURATION_SHARED_MEMORY ||
+        name == PLAN_WORKSPACE || name == ENGINE_INDEX || name == GRAPH_ENGINE_COUNT)
         count = 1;
     if (returned) *returned = count;
     if (!values || type == TYPE_DESCRIPTOR) return SUCCESS;
@@ -294,6 +369,14 @@ int cudnnBackendGetAttribute(const descriptor *d, int name, int type, int64_t re
         memcpy(values, a->data, bytes);
     else
         memset(values, 0, bytes);
-    if (name == GRAPH_ENGINE_COUNT && count) *(int64_t *)values = 1;
+    if (name == GRAPH_ENGINE_COUNT && count) *(int64_t *)values = is_attention(d) ? ATTENTION_ENGINES : 1;
+    return SUCCESS;
+}
+
+/* Which of the tensors are results is not looked up: nothing is known of any of them from here on. */
+int cudnnBackendExecute(void *h, const descriptor *plan, const descriptor *pack) {
+    (void)h, (void)plan;
+    const attribute *pointers = find(pack, PACK_POINTERS);
+    for (int64_t i = 0; pointers && i < pointers->count; i++) sim_written(((uintptr_t *)pointers->data)[i]);
     return SUCCESS;
 }

@@ -2,8 +2,10 @@
  * builder generates them from the header). */
 #include "account.h"
 #include "copies.h"
+#include "faults.h"
 #include "kernels.h"
 #include "streams.h"
+#include "visible.h"
 
 #include <cuda.h>
 #include <dlfcn.h>
@@ -11,7 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_device(int device) { return device >= 0 && device < sim_get_card()->count; }
+/* The driver counts the devices that the program sees: a CUdevice is an ordinal. */
+static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
+
+/* What a call of the context ends with that has nothing else to say. */
+static CUresult state(void) { return (CUresult)sim_broken(); }
 
 /* A context is the account of its device; its handle is the device's number and one. */
 static CUcontext context_of(int device) { return (CUcontext)(uintptr_t)(device + 1); }
@@ -21,7 +27,7 @@ static int device_of(CUcontext context) { return (int)(uintptr_t)context - 1; }
 
 CUresult cuInit(unsigned int flags) {
     (void)flags;
-    return CUDA_SUCCESS;
+    return sim_visible_count() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 
 CUresult cuDriverGetVersion(int *version) {
@@ -30,12 +36,22 @@ CUresult cuDriverGetVersion(int *version) {
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {
-    *name = error == CUDA_SUCCESS ? "CUDA_SUCCESS" : error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_UNKNOWN";
+    switch (error) {
+        case CUDA_SUCCESS: *name = "CUDA_SUCCESS"; break;
+        case CUDA_ERROR_OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+        case CUDA_ERROR_ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+        default: *name = "CUDA_ERROR_UNKNOWN"; break;
+    }
     return CUDA_SUCCESS;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
-    *text = error == CUDA_SUCCESS ? "no error" : error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "unknown error";
+    switch (error) {
+        case CUDA_SUCCESS: *text = "no error"; break;
+        case CUDA_ERROR_OUT_OF_MEMORY: *text = "out of memory"; break;
+        case CUDA_ERROR_ILLEGAL_ADDRESS: *text = "an illegal memory access was encountered"; break;
+        default: *text = "unknown error"; break;
+    }
     return CUDA_SUCCESS;
 }
 
@@ -72,7 +88,7 @@ CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint
 /* ---- devices -------------------------------------------------------------------------------------- */
 
 CUresult cuDeviceGetCount(int *count) {
-    *count = sim_get_card()->count;
+    *count = sim_visible_count();
     return CUDA_SUCCESS;
 }
 
@@ -90,7 +106,7 @@ CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
 
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    sim_uuid(device, (unsigned char *)uuid->bytes);
+    sim_uuid(sim_device_at(device), (unsigned char *)uuid->bytes);
     return CUDA_SUCCESS;
 }
 
@@ -109,12 +125,12 @@ CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
 
 CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    snprintf(text, (size_t)length, "0000:%02X:00.0", sim_bus_number(device));
+    snprintf(text, (size_t)length, "0000:%02X:00.0", sim_bus_number(sim_device_at(device)));
     return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *text) {
-    *device = sim_device_at_bus(text);
+    *device = sim_ordinal_of(sim_device_at_bus(text));
     return *device < 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
 
@@ -150,7 +166,7 @@ static int attribute_value(CUdevice_attribute name, int device) {
         case CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT: return 32;
         case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: return 1500000;
         case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: return 2000000;
-        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return sim_bus_number(device);
+        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return sim_bus_number(sim_device_at(device));
         case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID: return 0;
         case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID: return 0;
         case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: return 2;
@@ -181,23 +197,47 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute name, CUdevice devi
 }
 
 CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) {
-    *can = device != peer;
+    if (!is_device(device) || !is_device(peer)) return CUDA_ERROR_INVALID_DEVICE;
+    *can = sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
     return CUDA_SUCCESS;
 }
+
+/* Which link joins two devices is not known: where there is access, it is the best there can be. */
+CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute name, CUdevice device, CUdevice peer) {
+    if (!is_device(device) || !is_device(peer) || device == peer) return CUDA_ERROR_INVALID_DEVICE;
+    *value = name == CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK
+                 ? 0
+                 : sim_can_access_peer(sim_device_at(device), sim_device_at(peer));
+    return CUDA_SUCCESS;
+}
+
+static CUresult set_peer_access(CUcontext context, bool on) {
+    int device = sim_current_device(), peer = device_of(context);
+    if (device < 0 || sim_ordinal_of(peer) < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!sim_can_access_peer(device, peer)) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+    if (sim_set_peer_access(device, peer, on)) return CUDA_SUCCESS;
+    return on ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
+}
+
+CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned int flags) {
+    return flags ? CUDA_ERROR_INVALID_VALUE : set_peer_access(peer, true);
+}
+
+CUresult cuCtxDisablePeerAccess(CUcontext peer) { return set_peer_access(peer, false); }
 
 /* ---- contexts ------------------------------------------------------------------------------------- */
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
     if (flags) *flags = 0;
-    if (active) *active = sim_context_is_open(device);
+    if (active) *active = sim_context_is_open(sim_device_at(device));
     return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    sim_open_context(device);
-    *context = context_of(device);
+    sim_open_context(sim_device_at(device));
+    *context = context_of(sim_device_at(device));
     return CUDA_SUCCESS;
 }
 
@@ -208,7 +248,7 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxSetCurrent(CUcontext context) {
-    if (context) sim_set_current_device(device_of(context));
+    if (context) sim_set_current_ordinal(sim_ordinal_of(device_of(context)));
     return CUDA_SUCCESS;
 }
 
@@ -227,7 +267,7 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
-    *device = sim_current_device();
+    *device = sim_current_ordinal();
     return CUDA_SUCCESS;
 }
 
@@ -242,6 +282,14 @@ CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
     return CUDA_SUCCESS;
 }
 
+/* Everything is done already. */
+CUresult cuCtxSynchronize(void) { return state(); }
+
+CUresult cuStreamSynchronize(CUstream stream) {
+    (void)stream;
+    return state();
+}
+
 CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     if (least) *least = 0;
     if (greatest) *greatest = -5;
@@ -252,11 +300,13 @@ CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
 
 static CUresult allocate(CUdeviceptr *pointer, size_t size, sim_kind kind) {
     if (!size) return CUDA_ERROR_INVALID_VALUE;
+    if (state()) return state();
     *pointer = sim_allocate(kind, size, sim_current_device());
     return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult deallocate(uintptr_t pointer, sim_kind kind) {
+    if (state()) return state();
     return !pointer || sim_release(kind, pointer) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -276,7 +326,7 @@ CUresult cuMemFree(CUdeviceptr pointer) { return deallocate(pointer, SIM_DEVICE)
 
 CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
     (void)stream;
-    return deallocate(pointer, SIM_DEVICE);
+    return deallocate(pointer, SIM_POOL);
 }
 
 CUresult cuMemHostAlloc(void **pointer, size_t size, unsigned int flags) {
@@ -299,7 +349,7 @@ CUresult cuMemGetInfo(size_t *available, size_t *total) {
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
-    return CUDA_SUCCESS;
+    return state();
 }
 
 CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr pointer) {
@@ -323,7 +373,7 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute name, CUdevicept
         case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *(CUdeviceptr *)value = pointer; break;
         case CU_POINTER_ATTRIBUTE_HOST_POINTER: *(CUdeviceptr *)value = pointer; break;
         case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(int *)value = region.kind == SIM_MANAGED; break;
-        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)value = region.device; break;
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)value = sim_ordinal_of(region.device); break;
         case CU_POINTER_ATTRIBUTE_BUFFER_ID: *(unsigned long long *)value = region.address; break;
         case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr *)value = region.address; break;
         case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t *)value = region.size; break;
@@ -340,8 +390,8 @@ CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *names, 
 /* ---- copies --------------------------------------------------------------------------------------- */
 
 static CUresult copy(uintptr_t to, uintptr_t from, size_t n) {
-    sim_copy(to, from, n);
-    return CUDA_SUCCESS;
+    if (!state()) sim_copy(to, from, n);
+    return state();
 }
 
 CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) { return copy(to, from, n); }
@@ -370,8 +420,8 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream 
 }
 
 static CUresult set(uintptr_t to, size_t count, const void *pattern, size_t width) {
-    sim_set(to, count * width, pattern, width);
-    return CUDA_SUCCESS;
+    if (!state()) sim_set(to, count * width, pattern, width);
+    return state();
 }
 
 CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t n) { return set(to, n, &value, sizeof value); }
@@ -412,7 +462,8 @@ CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment
 }
 
 CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
-    (void)size;
+    sim_region region;
+    if (!sim_find(pointer, &region) || region.size != size) return CUDA_ERROR_INVALID_VALUE;
     return deallocate(pointer, SIM_RESERVED);
 }
 
@@ -420,7 +471,8 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
                      unsigned long long flags) {
     (void)flags;
     if (!size || size % SIM_PAGE || !is_device(wanted->location.id)) return CUDA_ERROR_INVALID_VALUE;
-    *handle = sim_physical_create(size, wanted->location.id);
+    if (state()) return state();
+    *handle = sim_physical_create(size, sim_device_at(wanted->location.id));
     return *handle ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -451,7 +503,7 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *found, CUme
     memset(found, 0, sizeof *found);
     found->type = CU_MEM_ALLOCATION_TYPE_PINNED;
     found->location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    found->location.id = device;
+    found->location.id = sim_ordinal_of(device);
     return CUDA_SUCCESS;
 }
 
@@ -528,18 +580,17 @@ CUresult cuEventDestroy(CUevent event) {
 
 /* ---- modules and kernels loaded at run time ---------------------------------------------------------- */
 
-typedef struct loaded {
-    struct function {
-        char *name;
-        struct function *next;
-    } *functions;
+typedef struct {
+    void *cubin; /* NULL if it is something else, of which nothing is known */
 } loaded;
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    (void)image;
+    loaded *m = malloc(sizeof *m);
     sim_open_context(sim_current_device());
-    *module = calloc(1, sizeof(loaded));
-    return *module ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!m) return CUDA_ERROR_OUT_OF_MEMORY;
+    m->cubin = sim_copy_cubin(image);
+    *module = (CUmodule)m;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
@@ -553,32 +604,61 @@ CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int co
 CUresult cuModuleLoadFatBinary(CUmodule *module, const void *image) { return cuModuleLoadData(module, image); }
 
 CUresult cuModuleLoad(CUmodule *module, const char *path) {
-    (void)path;
-    return cuModuleLoadData(module, NULL);
+    FILE *file = fopen(path, "rb");
+    if (!file) return CUDA_ERROR_FILE_NOT_FOUND;
+    fseek(file, 0, SEEK_END);
+    size_t size = (size_t)ftell(file);
+    rewind(file);
+    char *image = calloc(1, size + 1);
+    bool whole = image && fread(image, 1, size, file) == size;
+    fclose(file);
+    CUresult result = whole ? cuModuleLoadData(module, image) : CUDA_ERROR_INVALID_IMAGE;
+    free(image);
+    return result;
 }
 
+/* A function's handle is its name. Functions stay known after their module is gone: they are small,
+ * and launches look them up. */
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
-    struct function *f = malloc(sizeof *f);
-    if (!f) return CUDA_ERROR_OUT_OF_MEMORY;
-    loaded *m = (loaded *)module;
-    *f = (struct function){.name = strdup(name), .next = m->functions};
-    m->functions = f;
-    sim_register_kernel(NULL, f, f->name);
-    *function = (CUfunction)f;
+    const loaded *m = (const loaded *)module;
+    char *handle = strdup(name);
+    if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
+    sim_register_loaded_kernel(handle, handle, m->cubin ? sim_read_cubin(m->cubin, name) : NULL);
+    *function = (CUfunction)handle;
     return CUDA_SUCCESS;
 }
 
-/* Functions stay known after their module is gone: their names are small and launches look them up. */
+CUresult cuModuleGetGlobal(CUdeviceptr *pointer, size_t *size, CUmodule module, const char *name) {
+    (void)pointer;
+    (void)size;
+    (void)module;
+    (void)name;
+    return CUDA_ERROR_NOT_FOUND;
+}
+
 CUresult cuModuleUnload(CUmodule module) {
+    free(((loaded *)module)->cubin);
     free(module);
     return CUDA_SUCCESS;
 }
 
+/* ---- what a kernel needs ------------------------------------------------------------------------------ */
+
+/* Of a kernel that came with the program nothing is read: a usual number. */
+#define USUAL_REGISTERS 32
+
+static int registers_of(CUfunction function) {
+    const sim_cubin *cubin = sim_kernel_cubin(function);
+    return cubin ? cubin->registers : USUAL_REGISTERS;
+}
+
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute name, CUfunction function) {
+    const sim_cubin *cubin = sim_kernel_cubin(function);
     int architecture = sim_kernel_architecture(function);
     switch (name) {
-        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
-        case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = 32; break;
+        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = cubin ? cubin->max_threads : 1024; break;
+        case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = registers_of(function); break;
+        case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES: *value = cubin ? cubin->local_bytes : 0; break;
         case CU_FUNC_ATTRIBUTE_PTX_VERSION:
         case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *value = architecture; break;
         case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = (int)sim_get_card()->shared_per_block_optin; break;
@@ -587,17 +667,25 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute name, CUfunction fu
     return CUDA_SUCCESS;
 }
 
-/* Registers are not known (no kernel is read); threads, blocks and shared memory bound the answer. */
+static int at_most(int most, int bound) { return bound < most ? bound : most; }
+
+/* As CUDA's occupancy calculator has it: a warp's registers are given out in units of 256, and an SM's
+ * four parts have the same number of warps. */
+static int blocks_with_registers(int registers, int warps_per_block) {
+    int of_a_warp = (registers * 32 + 255) / 256 * 256;
+    int warps = of_a_warp ? 65536 / of_a_warp / 4 * 4 : 64;
+    return warps / warps_per_block;
+}
+
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction function, int block_size, size_t shared) {
-    (void)function;
     const sim_card *card = sim_get_card();
-    int threads = (block_size + 31) / 32 * 32;
-    int most = threads > 0 ? card->threads_per_sm / threads : card->blocks_per_sm;
-    if (most > card->blocks_per_sm) most = card->blocks_per_sm;
+    if (block_size <= 0) return CUDA_ERROR_INVALID_VALUE;
+    int warps = (block_size + 31) / 32;
+    int most = at_most(card->blocks_per_sm, card->threads_per_sm / (32 * warps));
+    most = at_most(most, blocks_with_registers(registers_of(function), warps));
     if (shared) {
         size_t reserved = (size_t)attribute_value(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK, 0);
-        int fitting = (int)(card->shared_per_sm / (shared + reserved));
-        if (most > fitting) most = fitting;
+        most = at_most(most, (int)(card->shared_per_sm / (shared + reserved)));
     }
     *blocks = most;
     return CUDA_SUCCESS;
@@ -608,6 +696,62 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfun
     (void)flags;
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, block_size, shared);
 }
+
+static int cluster_size(const CUlaunchConfig *configuration) {
+    for (unsigned int i = 0; i < configuration->numAttrs; i++) {
+        const CUlaunchAttribute *a = &configuration->attrs[i];
+        if (a->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+            return (int)(a->value.clusterDim.x * a->value.clusterDim.y * a->value.clusterDim.z);
+    }
+    return 1;
+}
+
+/* How many clusters run at once, as if any SMs could make one (on a card, those of one GPC). */
+CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const CUlaunchConfig *configuration) {
+    int blocks;
+    int threads = (int)(configuration->blockDimX * configuration->blockDimY * configuration->blockDimZ);
+    CUresult result =
+        cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, configuration->sharedMemBytes);
+    if (result == CUDA_SUCCESS) *clusters = blocks * sim_get_card()->sm_count / cluster_size(configuration);
+    return result;
+}
+
+/* The largest that all cards with clusters have. */
+CUresult cuOccupancyMaxPotentialClusterSize(int *size, CUfunction function, const CUlaunchConfig *configuration) {
+    (void)function;
+    (void)configuration;
+    *size = 8;
+    return CUDA_SUCCESS;
+}
+
+/* A tensor map is opaque; all that a launch needs of ours is the address, to know what is written to. */
+static CUresult describe_tensor(CUtensorMap *map, void *address) {
+    memset(map, 0, sizeof *map);
+    memcpy(map, &address, sizeof address);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+                                const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
+                                const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
+                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
+                                CUtensorMapFloatOOBfill fill) {
+    (void)type;
+    (void)rank;
+    (void)sizes;
+    (void)strides;
+    (void)box;
+    (void)element_strides;
+    (void)interleave;
+    (void)swizzle;
+    (void)promotion;
+    (void)fill;
+    return describe_tensor(map, address);
+}
+
+CUresult cuTensorMapReplaceAddress(CUtensorMap *map, void *address) { return describe_tensor(map, address); }
+
+/* ---- launches ----------------------------------------------------------------------------------------- */
 
 CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared,

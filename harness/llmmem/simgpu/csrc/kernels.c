@@ -1,6 +1,7 @@
 #include "kernels.h"
 
 #include "effects.h"
+#include "faults.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@ typedef struct {
     const void *host_function;
     const char *name;
     module *module;
+    const sim_cubin *cubin; /* of one that was loaded at run time */
     sim_effect effect; /* what a launch does to memory, as far as its name tells */
     bool classified;
 } kernel;
@@ -63,11 +65,24 @@ void *sim_register_module(const void *wrapper) {
     return m;
 }
 
-void sim_register_kernel(void *registered, const void *host_function, const char *name) {
+static void add(kernel k) {
     pthread_mutex_lock(&lock);
     if (2 * (kernel_count + 1) > kernel_slots) grow();
-    place((kernel){.host_function = host_function, .name = name, .module = registered});
+    place(k);
     pthread_mutex_unlock(&lock);
+}
+
+void sim_register_kernel(void *registered, const void *host_function, const char *name) {
+    add((kernel){.host_function = host_function, .name = name, .module = registered});
+}
+
+void sim_register_loaded_kernel(const void *function, const char *name, const sim_cubin *cubin) {
+    add((kernel){.host_function = function, .name = name, .cubin = cubin});
+}
+
+const sim_cubin *sim_kernel_cubin(const void *function) {
+    kernel *k = find(function);
+    return k ? k->cubin : NULL;
 }
 
 const char *sim_kernel_name(const void *host_function) {
@@ -142,16 +157,37 @@ int sim_kernel_architecture(const void *host_function) {
 
 /* ---- launches ------------------------------------------------------------------------------------ */
 
+/* A kernel of which only the sizes of its parameters are known may have written to whatever an address
+ * among them leads to. */
+static void forget_all(const sim_cubin *cubin, void **arguments) {
+    for (size_t i = 0; i < cubin->parameter_count; i++)
+        for (size_t at = 0; at + sizeof(uintptr_t) <= cubin->parameter_sizes[i]; at += sizeof(uintptr_t)) {
+            uintptr_t word;
+            memcpy(&word, (char *)arguments[i] + at, sizeof word);
+            if (sim_is_device_address(word)) sim_written(word);
+        }
+}
+
+static void apply(kernel *k, void **arguments) {
+    if (k->cubin) {
+        forget_all(k->cubin, arguments);
+        return;
+    }
+    if (!k->classified) {
+        k->effect = sim_classify(k->name);
+        k->classified = true;
+    }
+    sim_apply(&k->effect, arguments);
+}
+
 int sim_launch(const void *host_function, void **arguments) {
     sim_open_context(sim_current_device());
     kernel *k = find(host_function);
     if (!k) return SIM_INVALID_FUNCTION;
     if (!architecture_of(k)) return SIM_NO_KERNEL_IMAGE;
-    if (!k->classified) {
-        k->effect = sim_classify(k->name);
-        k->classified = true;
-    }
-    if (arguments) sim_apply(&k->effect, arguments);
+    int broken = sim_fault_at_launch();
+    if (broken) return broken;
+    if (arguments) apply(k, arguments);
     return SIM_LAUNCHED;
 }
 

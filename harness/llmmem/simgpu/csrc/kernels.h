@@ -3,6 +3,7 @@
 #define LLMMEM_KERNELS_H
 
 #include "account.h"
+#include "cubin.h"
 
 /* The numbers of cudaError_t that a launch can end with. */
 #define SIM_LAUNCHED 0
@@ -13,12 +14,17 @@
 SIM_API void *sim_register_module(const void *wrapper);
 SIM_API void sim_register_kernel(void *module, const void *host_function, const char *name);
 
+/* A kernel loaded at run time, and what its code says of it (kept; may be NULL). */
+SIM_API void sim_register_loaded_kernel(const void *function, const char *name, const sim_cubin *cubin);
+SIM_API const sim_cubin *sim_kernel_cubin(const void *function);
+
 /* The name of a kernel, or NULL. */
 SIM_API const char *sim_kernel_name(const void *host_function);
 /* The architecture (86 for sm_86) of the code that a card runs of this kernel's module: the highest
  * that the module was built for and that the card can run. 0 if there is none. */
 SIM_API int sim_kernel_architecture(const void *host_function);
-/* Take note of a launch. arguments is CUDA's array of pointers to the kernel's parameters, or NULL. */
+/* Take note of a launch. arguments is CUDA's array of pointers to the kernel's parameters, or NULL. Returns
+ * one of the numbers above, or what sim_broken does (faults.h). */
 SIM_API int sim_launch(const void *host_function, void **arguments);
 
 /* The configuration of a <<<>>> launch, between the two calls that the compiler makes of it. */

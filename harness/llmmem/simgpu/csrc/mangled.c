@@ -1,6 +1,6 @@
 #include "mangled.h"
 
-#include <ctype.h>
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +29,7 @@ sim_type sim_read_type(const char *text, const char **end) {
     } types[] = {
         {"b", SIM_BOOL},   {"h", SIM_UINT8}, {"a", SIM_INT8},           {"s", SIM_INT16},
         {"i", SIM_INT32},  {"l", SIM_INT64}, {"f", SIM_FLOAT},          {"d", SIM_DOUBLE},
+        {"t", SIM_INT16},  {"j", SIM_INT32}, {"m", SIM_INT64}, /* which only stand for bytes to copy */
         {"N3c104HalfE", SIM_HALF},           {"N3c108BFloat16E", SIM_BFLOAT16},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
@@ -40,106 +41,100 @@ sim_type sim_read_type(const char *text, const char **end) {
     return SIM_OTHER_TYPE;
 }
 
-/* Where the type at p ends, NULL if it is not understood. Sets what kind of parameter it makes. */
-static const char *skip_type(const char *p, sim_parameter *kind);
+/* ---- parameters -------------------------------------------------------------------------------------- */
 
-static const char *skip_identifier(const char *p) {
-    char *end;
-    unsigned long length = strtoul(p, &end, 10);
-    return length <= strlen(end) ? end + length : NULL;
+/* What compilers spell names with is best spelled out by the C++ library that PyTorch brings. */
+static char *spelled_out(const char *mangled) {
+    static char *(*demangle)(const char *, char *, size_t *, int *);
+    if (!demangle) {
+        void *library = dlopen("libstdc++.so.6", RTLD_LAZY);
+        if (library) demangle = (char *(*)(const char *, char *, size_t *, int *))dlsym(library, "__cxa_demangle");
+    }
+    int status;
+    return demangle ? demangle(mangled, NULL, NULL, &status) : NULL;
 }
 
-/* A literal ("Li4E", "Lb0E"): its end is the next E. */
-static const char *skip_literal(const char *p) {
-    p = strchr(p, 'E');
-    return p ? p + 1 : NULL;
-}
-
-/* The E that closes what was opened before p: names, template arguments, expressions. */
-static const char *skip_to_close(const char *p) {
-    sim_parameter ignored;
-    while (p && *p && *p != 'E') {
-        if (*p == 'L')
-            p = skip_literal(p);
-        else if (*p == 'I' || *p == 'J' || *p == 'X' || *p == 'N')
-            p = skip_to_close(p + 1);
-        else
-            p = skip_type(p, &ignored);
-    }
-    return p && *p == 'E' ? p + 1 : NULL;
-}
-
-/* S_ S0_ S1A_ T_ T12_ */
-static const char *skip_reference(const char *p) {
-    p++;
-    while (isdigit((unsigned char)*p) || isupper((unsigned char)*p)) p++;
-    return *p == '_' ? p + 1 : NULL;
-}
-
-static const char *skip_type(const char *p, sim_parameter *kind) {
-    *kind = SIM_STRUCT;
-    if (*p == 'P' || *p == 'R') {
-        sim_parameter ignored;
-        *kind = p[1] == 'K' ? SIM_CONST_POINTER : SIM_POINTER;
-        return skip_type(p + (p[1] == 'K' ? 2 : 1), &ignored);
-    }
-    if (*p == 'K' || *p == 'V') return skip_type(p + 1, kind);
-    if (starts(p, "Dp")) return skip_type(p + 2, kind); /* a pack, which counts as one */
-    if (starts(p, "St")) {
-        p = skip_identifier(p + 2);
-        return p && *p == 'I' ? skip_to_close(p + 1) : p;
-    }
-    if (*p == 'S' || *p == 'T') {
-        p = skip_reference(p);
-        return p && *p == 'I' ? skip_to_close(p + 1) : p;
-    }
-    if (*p == 'N') return skip_to_close(p + 1);
-    if (isdigit((unsigned char)*p)) {
-        p = skip_identifier(p);
-        return p && *p == 'I' ? skip_to_close(p + 1) : p;
-    }
-    if (islower((unsigned char)*p)) {
-        *kind = SIM_VALUE;
-        return p + 1;
+/* The list of parameters in a name that is spelled out: between the last parentheses. */
+static char *parameters_of(char *name) {
+    size_t end = strlen(name);
+    if (!end || name[end - 1] != ')') return NULL;
+    int depth = 0;
+    for (size_t i = end; i-- > 0;) {
+        depth += (name[i] == ')') - (name[i] == '(');
+        if (depth) continue;
+        name[end - 1] = '\0';
+        return name + i + 1;
     }
     return NULL;
 }
 
-/* A structure over constant elements (TensorInfo<const float, int>: "...IKf...") is only read, and so is
- * the state of random numbers. */
-static bool is_only_read(const char *from, const char *to) {
-    static const char random[] = "PhiloxCudaState";
-    for (const char *p = from; p + 1 < to; p++)
-        if ((p[0] == 'I' && p[1] == 'K') || starts(p, random)) return true;
-    return false;
-}
-
-static size_t read_list(const char *p, sim_parameter *parameters, size_t most) {
-    size_t count = 0;
-    if (*p == 'v') p++; /* what a template returns */
-    while (p && *p) {
-        if (count == most) return 0;
-        const char *from = p;
-        p = skip_type(p, &parameters[count]);
-        if (p && parameters[count] == SIM_STRUCT && is_only_read(from, p)) parameters[count] = SIM_CONST_POINTER;
-        count++;
+/* Cut off the type that the list begins with. Returns what follows, NULL after the last. */
+static char *cut_type(char *list) {
+    int depth = 0;
+    for (char *p = list; *p; p++) {
+        if (strchr("(<{[", *p)) depth++;
+        if (strchr(")>}]", *p) && p[-1] != '-') depth--;
+        if (*p != ',' || depth) continue;
+        *p = '\0';
+        return p + 2;
     }
-    return p ? count : 0;
+    return NULL;
 }
 
-/* The parameters come last, after the name: the first place from which the rest reads as a list of
- * types. Inside the name there is none, as what it has opened is still to be closed. */
+static bool ends(const char *text, const char *suffix) {
+    size_t length = strlen(text), n = strlen(suffix);
+    return length >= n && !strcmp(text + length - n, suffix);
+}
+
+static bool is_number(const char *type) {
+    static const char *const numbers[] = {"bool", "char", "short", "int", "long", "float", "double", "signed char"};
+    if (starts(type, "unsigned ")) type += strlen("unsigned ");
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!strcmp(type, numbers[i])) return true;
+    return !strcmp(type, "long long");
+}
+
+/* Structures by a part of their name. What a closure holds, its name does not tell. */
+static const struct {
+    const char *part;
+    sim_parameter kind;
+} structures[] = {
+    {"{lambda", SIM_STRUCT},
+    {"InputTensorMetadata<", SIM_CONST_POINTER}, /* of a concatenation */
+    {" const,", SIM_CONST_POINTER},              /* over constant elements: TensorInfo<float const, int>, iterators */
+    {" const*,", SIM_CONST_POINTER},
+    {" const*>", SIM_CONST_POINTER},
+    {"detail::TensorInfo<", SIM_POINTER}, /* begins with its one pointer */
+    {"counting_iterator<", SIM_VALUE},
+    {"Functor<", SIM_VALUE},
+    {"OffsetCalculator<", SIM_VALUE},
+    {"TensorDims<", SIM_VALUE},
+    {"TensorSizeStride<", SIM_VALUE},
+    {"PhiloxCudaState", SIM_VALUE},
+    {"c10::", SIM_VALUE}, /* numbers: Half, BFloat16, complex */
+    {"::NullType", SIM_VALUE},
+    {"cuda::std::", SIM_VALUE}, /* operators */
+    {"cub::", SIM_SMALL_STRUCT},
+};
+
+static sim_parameter kind_of(const char *type) {
+    if (ends(type, " const*") || ends(type, " const&")) return SIM_CONST_POINTER;
+    if (ends(type, "*") || ends(type, "&")) return SIM_POINTER;
+    if (is_number(type) || starts(type, "std::")) return SIM_VALUE;
+    for (size_t i = 0; i < sizeof structures / sizeof *structures; i++)
+        if (strstr(type, structures[i].part)) return structures[i].kind;
+    return SIM_STRUCT;
+}
+
 size_t sim_read_parameters(const char *mangled, sim_parameter *parameters, size_t most) {
-    const char *p = mangled;
-    if (starts(p, "_Z") && isdigit((unsigned char)p[2])) {
-        p = skip_identifier(p + 2);
-        size_t count = p && *p != 'I' ? read_list(p, parameters, most) : 0;
-        if (count) return count;
-        p = mangled;
+    char *name = spelled_out(mangled);
+    size_t count = 0;
+    for (char *type = name ? parameters_of(name) : NULL; type && *type;) {
+        char *next = cut_type(type);
+        if (count < most) parameters[count] = kind_of(type);
+        count++;
+        type = next;
     }
-    for (p = strchr(p, 'E'); p; p = strchr(p + 1, 'E')) {
-        size_t count = read_list(p + 1, parameters, most);
-        if (count) return count;
-    }
-    return 0;
+    free(name);
+    return count <= most ? count : 0;
 }

@@ -4,22 +4,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Copies longer than this are not remembered: what programs read back to decide something is short
- * (token ids, masks, sizes), what is long are weights. */
-#define LONGEST_COPY ((size_t)1 << 20)
-#define MOST_BYTES ((size_t)32 << 20)
+/* Copies from the host that are longer are not looked at: what programs read back to decide something
+ * is short (token ids, masks, indices), what is long are weights. */
+#define LONGEST_FROM_HOST ((size_t)16 << 20)
+/* Results that are longer are kept only where they are one value all along. */
+#define LONGEST ((size_t)128 << 20)
+#define MOST_BYTES ((size_t)384 << 20)
 #define MOST_ENTRIES ((size_t)8192)
+/* What is known here and there, in more pieces than this, is one entry with holes. */
+#define MOST_RUNS ((size_t)8)
 
 typedef struct {
     uintptr_t address;
     size_t size;
     uint64_t written; /* grows with every write: the age of the entry */
     unsigned char *bytes; /* size bytes, or NULL for a repeated pattern */
+    unsigned char *known; /* for each of them whether it is known, or NULL: all are */
     unsigned char pattern[16];
     size_t width;
 } entry;
 
-static entry *entries; /* by address, none overlapping */
+static entry **entries; /* by address, none overlapping */
 static size_t count, capacity, bytes_held;
 static uint64_t clock_now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -34,7 +39,7 @@ static size_t first_after(uintptr_t address) {
     size_t low = 0, high = count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (entries[middle].address + entries[middle].size <= address)
+        if (entries[middle]->address + entries[middle]->size <= address)
             low = middle + 1;
         else
             high = middle;
@@ -42,10 +47,18 @@ static size_t first_after(uintptr_t address) {
     return low;
 }
 
+static size_t held_by(const entry *e) { return e->bytes ? e->size * (e->known ? 2 : 1) : 0; }
+
+static void free_bytes(const entry *e) {
+    free(e->bytes);
+    free(e->known);
+}
+
 static void drop(size_t from, size_t to) {
     for (size_t i = from; i < to; i++) {
-        if (entries[i].bytes) bytes_held -= entries[i].size;
-        free(entries[i].bytes);
+        bytes_held -= held_by(entries[i]);
+        free_bytes(entries[i]);
+        free(entries[i]);
     }
     memmove(entries + from, entries + to, (count - to) * sizeof *entries);
     count -= to - from;
@@ -56,33 +69,62 @@ static void make_room(size_t size) {
     if (count < MOST_ENTRIES && bytes_held + size <= MOST_BYTES) return;
     uint64_t oldest = clock_now;
     for (size_t i = 0; i < count; i++)
-        if (entries[i].written < oldest) oldest = entries[i].written;
+        if (entries[i]->written < oldest) oldest = entries[i]->written;
     uint64_t middle = oldest + (clock_now - oldest) / 2;
     for (size_t i = count; i-- > 0;)
-        if (entries[i].written <= middle) drop(i, i + 1);
+        if (entries[i]->written <= middle) drop(i, i + 1);
 }
 
-static void insert(entry e) {
-    make_room(e.bytes ? e.size : 0);
+static void forget(uintptr_t address, size_t n);
+
+/* What is written again, all of it and nothing else: the usual case, without moving other entries. */
+static bool overwrite(const entry *e) {
+    size_t i = first_after(e->address);
+    if (i == count || entries[i]->address != e->address || entries[i]->size != e->size) return false;
+    bytes_held -= held_by(entries[i]);
+    free_bytes(entries[i]);
+    *entries[i] = *e;
+    return true;
+}
+
+static void add(const entry *e) {
+    entry *added = malloc(sizeof *added);
     if (count == capacity) {
         capacity = capacity ? 2 * capacity : 256;
         entries = realloc(entries, capacity * sizeof *entries);
-        if (!entries) abort();
     }
-    size_t at = first_after(e.address);
+    if (!added || !entries) abort();
+    size_t at = first_after(e->address);
     memmove(entries + at + 1, entries + at, (count - at) * sizeof *entries);
-    e.written = ++clock_now;
-    entries[at] = e;
+    *added = *e;
+    entries[at] = added;
     count++;
-    if (e.bytes) bytes_held += e.size;
 }
 
-static void insert_bytes(uintptr_t address, const unsigned char *data, size_t n) {
+static void insert(entry e) {
+    e.written = ++clock_now;
+    if (!overwrite(&e)) {
+        forget(e.address, e.size);
+        make_room(held_by(&e));
+        add(&e);
+    }
+    bytes_held += held_by(&e);
+}
+
+static unsigned char *copy_of(const unsigned char *data, size_t n) {
+    unsigned char *copy = malloc(n);
+    return copy ? memcpy(copy, data, n) : NULL;
+}
+
+static void insert_bytes(uintptr_t address, const unsigned char *data, const unsigned char *known, size_t n) {
     if (!n) return;
-    entry e = {.address = address, .size = n, .bytes = malloc(n)};
-    if (!e.bytes) return;
-    memcpy(e.bytes, data, n);
-    insert(e);
+    entry e = {.address = address, .size = n, .bytes = copy_of(data, n), .known = known ? copy_of(known, n) : NULL};
+    if (e.bytes && (e.known || !known)) {
+        insert(e);
+        return;
+    }
+    free_bytes(&e);
+    forget(address, n);
 }
 
 static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pattern, size_t width) {
@@ -106,7 +148,7 @@ static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
     if (from >= to) return;
     size_t offset = from - e->address;
     if (e->bytes) {
-        insert_bytes(from, e->bytes + offset, to - from);
+        insert_bytes(from, e->bytes + offset, e->known ? e->known + offset : NULL, to - from);
         return;
     }
     unsigned char turned[16];
@@ -117,18 +159,19 @@ static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
 static void forget(uintptr_t address, size_t n) {
     size_t i = first_after(address);
     size_t end = i;
-    while (end < count && entries[end].address < address + n) end++;
+    while (end < count && entries[end]->address < address + n) end++;
     if (i == end) return;
-    entry first = entries[i], last = entries[end - 1];
-    entries[i].bytes = NULL;
-    entries[end - 1].bytes = NULL;
-    if (first.bytes) bytes_held -= first.size;
-    if (last.bytes && end - i > 1) bytes_held -= last.size;
+    entry first = *entries[i], last = *entries[end - 1];
+    bool one = end - i == 1;
+    /* Their bytes are needed for the pieces that stay. */
+    bytes_held -= held_by(&first) + (one ? 0 : held_by(&last));
+    entries[i]->bytes = entries[i]->known = NULL;
+    entries[end - 1]->bytes = entries[end - 1]->known = NULL;
     drop(i, end);
     keep_piece(&first, first.address, address);
     keep_piece(&last, address + n, last.address + last.size);
-    free(first.bytes);
-    if (end - i > 1) free(last.bytes);
+    free_bytes(&first);
+    if (!one) free_bytes(&last);
 }
 
 void sim_values_forget(uintptr_t address, size_t n) {
@@ -140,81 +183,141 @@ void sim_values_forget(uintptr_t address, size_t n) {
 void sim_values_forget_at(uintptr_t address) {
     acquire();
     size_t i = first_after(address);
-    if (i < count && entries[i].address <= address) drop(i, i + 1);
+    if (i < count && entries[i]->address <= address) drop(i, i + 1);
     release();
+}
+
+/* The width of the value that the data repeats, or 0. */
+static size_t repeated_width(const unsigned char *data, size_t n) {
+    for (size_t width = 1; width <= 8; width *= 2)
+        if (n > width && n % width == 0 && !memcmp(data, data + width, n - width)) return width;
+    return 0;
+}
+
+static void store(uintptr_t address, const unsigned char *data, size_t n) {
+    size_t width = n > sizeof(uint64_t) ? repeated_width(data, n) : 0;
+    if (width)
+        insert_pattern(address, n, data, width);
+    else if (n <= LONGEST)
+        insert_bytes(address, data, NULL, n);
+    else
+        forget(address, n);
 }
 
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
     acquire();
+    store(address, data, n);
+    release();
+}
+
+void sim_values_receive(uintptr_t address, const void *data, size_t n) {
+    if (n <= LONGEST_FROM_HOST)
+        sim_values_store(address, data, n);
+    else
+        sim_values_forget(address, n);
+}
+
+/* Where the run of bytes ends that are all known, or all not. */
+static size_t end_of_run(const unsigned char *known, size_t from, size_t n) {
+    const unsigned char *end = memchr(known + from, !known[from], n - from);
+    return end ? (size_t)(end - known) : n;
+}
+
+void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *known, size_t n) {
+    size_t runs = 0;
+    for (size_t from = 0; from < n && runs <= MOST_RUNS; from = end_of_run(known, from, n)) runs++;
+    acquire();
     forget(address, n);
-    if (n <= LONGEST_COPY) insert_bytes(address, data, n);
+    if (runs > MOST_RUNS && n <= LONGEST) insert_bytes(address, data, known, n);
+    for (size_t from = 0, to; from < n && runs <= MOST_RUNS; from = to) {
+        to = end_of_run(known, from, n);
+        if (known[from]) store(address + from, (const unsigned char *)data + from, to - from);
+    }
     release();
 }
 
 void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width) {
     acquire();
-    forget(address, n);
     insert_pattern(address, n, pattern, width);
     release();
 }
 
-/* The index after the last of the entries that hold all n bytes, or 0 if they do not. */
-static size_t covered(uintptr_t address, size_t n) {
-    uintptr_t at = address;
-    size_t i = first_after(address);
-    while (i < count && at < address + n && entries[i].address <= at) at = entries[i].address + entries[i].size, i++;
-    return n && at >= address + n ? i : 0;
+/* The part of an entry that lies in n bytes from address on. */
+static void overlap(const entry *e, uintptr_t address, size_t n, uintptr_t *from, uintptr_t *to) {
+    *from = e->address > address ? e->address : address;
+    *to = e->address + e->size < address + n ? e->address + e->size : address + n;
 }
 
-static void read_bytes(uintptr_t address, unsigned char *out, size_t n) {
-    memset(out, 0, n);
-    if (!covered(address, n)) return;
-    for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
-        const entry *e = &entries[i];
-        uintptr_t from = e->address > address ? e->address : address;
-        uintptr_t to = e->address + e->size < address + n ? e->address + e->size : address + n;
-        part_of(e, from, out + (from - address), to - from);
-    }
-}
-
-void sim_values_read(uintptr_t address, void *out, size_t n) {
+void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t n) {
     acquire();
-    read_bytes(address, out, n);
+    memset(out, 0, n);
+    if (known) memset(known, 0, n);
+    for (size_t i = first_after(address); i < count && entries[i]->address < address + n; i++) {
+        uintptr_t from, to;
+        overlap(entries[i], address, n, &from, &to);
+        const entry *e = entries[i];
+        part_of(e, from, (unsigned char *)out + (from - address), to - from);
+        if (!known) continue;
+        if (e->known)
+            memcpy(known + (from - address), e->known + (from - e->address), to - from);
+        else
+            memset(known + (from - address), 1, to - from);
+    }
     release();
+}
+
+/* A copy of what is known of n bytes, the pieces one after the other. */
+static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
+    size_t first = first_after(address), end = first;
+    while (end < count && entries[end]->address < address + n) end++;
+    entry *pieces = end > first ? malloc((end - first) * sizeof *pieces) : NULL;
+    *found = pieces ? end - first : 0;
+    for (size_t i = 0; i < *found; i++) {
+        const entry *e = entries[first + i];
+        uintptr_t from, to;
+        overlap(e, address, n, &from, &to);
+        pieces[i] = (entry){.address = from - address, .size = to - from, .width = e->width};
+        if (e->bytes)
+            pieces[i].bytes = copy_of(e->bytes + (from - e->address), to - from);
+        else
+            part_of(e, from, pieces[i].pattern, e->width);
+        if (e->known) pieces[i].known = copy_of(e->known + (from - e->address), to - from);
+        if ((e->bytes && !pieces[i].bytes) || (e->known && !pieces[i].known)) {
+            free_bytes(&pieces[i]);
+            pieces[i].size = 0;
+        }
+    }
+    return pieces;
 }
 
 void sim_values_copy(uintptr_t to, uintptr_t from, size_t n) {
+    size_t found;
     acquire();
-    size_t i = first_after(from);
-    bool whole = i < count && entries[i].address <= from && entries[i].address + entries[i].size >= from + n;
-    if (!whole) {
-        forget(to, n);
-    } else if (entries[i].bytes) {
-        unsigned char *copy = malloc(n);
-        if (copy) part_of(&entries[i], from, copy, n);
-        forget(to, n);
-        if (copy) insert_bytes(to, copy, n);
-        free(copy);
-    } else {
-        unsigned char pattern[16];
-        size_t width = entries[i].width;
-        part_of(&entries[i], from, pattern, width);
-        forget(to, n);
-        insert_pattern(to, n, pattern, width);
+    entry *pieces = pieces_of(from, n, &found);
+    forget(to, n);
+    for (size_t i = 0; i < found; i++) {
+        pieces[i].address += to;
+        if (pieces[i].size) insert(pieces[i]);
     }
+    free(pieces);
     release();
+}
+
+/* All n bytes lie in one entry, and it repeats a value. */
+static bool repeats(const entry *e, uintptr_t address, size_t n, size_t width) {
+    return e->address <= address && e->address + e->size >= address + n && !e->bytes && width % e->width == 0;
 }
 
 sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value) {
     acquire();
+    size_t i = first_after(address);
     sim_knowledge answer = SIM_UNKNOWN;
-    size_t end = covered(address, n);
-    if (end) {
-        const entry *e = &entries[end - 1];
-        bool repeats = e->address <= address && !e->bytes && width % e->width == 0;
-        answer = repeats || n == width ? SIM_CONSTANT : SIM_VARIED;
+    if (i < count && entries[i]->address < address + n) {
+        const entry *e = entries[i];
+        bool whole = e->address <= address && e->address + e->size >= address + n;
+        answer = repeats(e, address, n, width) || (whole && !e->known && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
-        if (answer == SIM_CONSTANT) read_bytes(address, (unsigned char *)value, width);
+        if (answer == SIM_CONSTANT) part_of(e, address, (unsigned char *)value, width);
     }
     release();
     return answer;

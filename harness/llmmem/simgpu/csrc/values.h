@@ -10,20 +10,23 @@
 
 /* What is known of n bytes at an address. */
 typedef enum {
-    SIM_UNKNOWN,  /* not all of it was written by something that is understood */
+    SIM_UNKNOWN,  /* nothing */
     SIM_CONSTANT, /* one value of the asked width, all along */
-    SIM_VARIED,   /* known byte by byte */
+    SIM_VARIED,   /* byte by byte, or some bytes only */
 } sim_knowledge;
 
 SIM_API void sim_values_forget(uintptr_t address, size_t n);
 /* Forget all that was written together with this byte. */
 SIM_API void sim_values_forget_at(uintptr_t address);
 SIM_API void sim_values_store(uintptr_t address, const void *data, size_t n);
+/* Store what comes from the host. */
+SIM_API void sim_values_receive(uintptr_t address, const void *data, size_t n);
 SIM_API void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width);
 SIM_API void sim_values_copy(uintptr_t to, uintptr_t from, size_t n);
-/* Copy n bytes out: zeros unless all of them are known, so that what is left of an older tensor is
- * not taken for a part of a newer one. */
-SIM_API void sim_values_read(uintptr_t address, void *out, size_t n);
+/* Copy n bytes out, zero where they are not known. known, unless NULL, gets for each byte whether it is. */
+SIM_API void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t n);
+/* Store the bytes that are known, and forget the others. */
+SIM_API void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *known, size_t n);
 /* What is known of them; *value is set (in its low width bytes) when the answer is SIM_CONSTANT. */
 SIM_API sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value);
 

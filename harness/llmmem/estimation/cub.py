@@ -1,0 +1,64 @@
+"""Temporary storage of CUB's algorithms, in bytes.
+
+Each algorithm works on tiles, whose size CUB picks by the card, and keeps a state for every tile.
+What an algorithm asks for is the sum of its parts, each rounded up to 256 bytes, and 255 bytes to
+align the first. The formulas follow ``cub/device/dispatch`` of CUDA 13; the tile sizes were read
+off the requests of PyTorch 2.14's operators, for int64 keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmmem.catalogue.gpus import Gpu
+
+__all__ = ["radix_sort", "scan", "unique_by_key"]
+
+INDEX = 8
+ALIGNMENT = 256
+DIGIT_BITS = 8
+DIGITS = 1 << DIGIT_BITS
+TILE_PADDING = 32
+SCAN_TILE = 448
+# Up to so many pairs one block sorts them all, in its own memory.
+SORTED_BY_ONE_BLOCK = 2304
+
+
+def radix_sort(pairs: int, largest_key: int, gpu: Gpu) -> int:
+    """Sorting pairs of int64 by keys of up to `largest_key` (``cub::DeviceRadixSort``, onesweep).
+
+    A histogram for each digit, a look-back for each tile and digit, and, where there is more than
+    one digit, a second copy of keys and values.
+    """
+    if pairs <= SORTED_BY_ONE_BLOCK:
+        return 1
+    digits = -(-largest_key.bit_length() // DIGIT_BITS)
+    tile = {7: 2816, 8: 3840}.get(gpu.compute_capability[0], 4608)
+    copies = [INDEX * pairs] * 2 if digits > 1 else []
+    return _storage(digits * DIGITS * 8, _tiles(pairs, tile) * DIGITS * 4, *copies, digits)
+
+
+def unique_by_key(items: int, gpu: Gpu) -> int:
+    """The first of each run of equal int64 keys (``cub::DeviceSelect::UniqueByKey``)."""
+    small = {(8, 0): 672}.get(gpu.compute_capability, 160)
+    return _scan(items, small if gpu.compute_capability < (9, 0) else 2464)
+
+
+def scan(items: int) -> int:
+    """A running sum of int64 (``cub::DeviceScan``)."""
+    return _scan(items, SCAN_TILE)
+
+
+def _scan(items: int, tile: int) -> int:
+    """The state of each tile: a flag and a value of 8 bytes, padded in front; and one part more."""
+    states = (_tiles(items, tile) + TILE_PADDING) * INDEX
+    return _storage(states, 1, 1)
+
+
+def _tiles(items: int, tile: int) -> int:
+    return -(-items // tile)
+
+
+def _storage(*parts: int) -> int:
+    return ALIGNMENT - 1 + sum(-(-part // ALIGNMENT) * ALIGNMENT for part in parts)

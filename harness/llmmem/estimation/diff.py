@@ -1,0 +1,202 @@
+"""Where a trace leaves the road of the run: allocation by allocation, on the simulated GPU.
+
+    python -m llmmem.estimation.diff SETUP.toml --device sim:h100
+
+does the same step on the meta device and on the simulated GPU, and shows the first difference: the
+bytes, the operator that the trace was at, the module, and the line of the program that ran. It
+ends with code 0 if there is none.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmmem.cli.setup_options import read_setup, setup_options
+from llmmem.devices import parse_device
+from llmmem.errors import InputError, LlmmemError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.measurement.attribution import Event
+    from llmmem.measurement.timeline import Timeline
+    from llmmem.setups import Setup
+
+__all__ = ["Comparison", "Moment", "compare", "main"]
+
+EVENTS_BEFORE = 6
+EVENTS_AFTER = 10
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One allocation or free.
+
+    Attributes:
+        kind: ``alloc`` or ``free``.
+        block: The number of the allocation that it makes or ends, counted from 0.
+        bytes: The size of the block.
+        module: The innermost module whose call it lies in, else the phase.
+        where: The operator, in a trace; the line of the program, in a run ("" for a free).
+    """
+
+    kind: str
+    block: int
+    bytes: int
+    module: str
+    where: str
+
+    def is_same(self, other: Moment) -> bool:
+        """Whether the other does the same to the allocator."""
+        return (self.kind, self.block, self.bytes) == (other.kind, other.block, other.bytes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The moments of a run and of a trace of the same setup.
+
+    Attributes:
+        run: Those of the run on the simulated GPU.
+        trace: Those of the trace.
+        difference: The position of the first that is not the same; ``None`` if all are.
+    """
+
+    run: tuple[Moment, ...]
+    trace: tuple[Moment, ...]
+    difference: int | None
+
+
+def compare(setup: Setup, gpu: Gpu) -> Comparison:
+    """Trace the setup, then run it, in this process.
+
+    The simulated GPU must be active and not yet used.
+
+    Raises:
+        InputError: The setup names something that does not exist.
+        UnsupportedError: It cannot be traced or run; also if either ran out of memory.
+    """
+    traced = tuple(_traced(setup, gpu))
+    ran = tuple(_ran(setup))
+    pairs = enumerate(zip_longest(ran, traced))
+    difference = next(
+        (i for i, (one, other) in pairs if not (one and other and one.is_same(other))), None
+    )
+    return Comparison(ran, traced, difference)
+
+
+def _traced(setup: Setup, gpu: Gpu) -> Iterator[Moment]:
+    from llmmem.estimation.trace import follow
+
+    observer, outcome, message = follow(setup, gpu)
+    if outcome != "ok":
+        raise UnsupportedError(f"nothing to compare: the trace ended with {outcome}: {message}")
+    tracer = observer.tracer
+    places = [str(operator) for operator in tracer.operators]
+    return _moments(tracer.events, places, observer.timeline)
+
+
+def _ran(setup: Setup) -> Iterator[Moment]:
+    import torch
+
+    from llmmem.measurement.history import History, allocator_events
+    from llmmem.measurement.places import place_of
+    from llmmem.measurement.run import configure_allocator
+    from llmmem.step import execute
+
+    configure_allocator(setup.allocator)
+    history = History(0)
+    history.start(stacks="alloc")
+    try:
+        with history.timeline.recording_calls():
+            execute(setup, torch.device("cuda", 0), history.timeline)
+    except torch.OutOfMemoryError as error:
+        raise UnsupportedError(f"nothing to compare: the run ended with oom: {error}") from error
+    entries = history.stop()
+    places = [
+        place_of(entry["frames"]) if entry["action"] == "alloc" else ""
+        for entry in entries
+        if entry["action"] in ("alloc", "free_requested")
+    ]
+    return _moments(allocator_events(entries, setup.allocator), places, history.timeline)
+
+
+def _moments(
+    events: Sequence[Event], places: Iterable[str], timeline: Timeline
+) -> Iterator[Moment]:
+    """Up to the end of the last phase; what ends after it belongs to no step."""
+    numbers: dict[int, int] = {}
+    born = 0
+    modules = timeline.modules(len(events))
+    for event, place, module in zip(
+        events[: timeline.phases[-1].end], places, modules, strict=False
+    ):
+        if event.kind == "alloc":
+            numbers[event.address] = born
+            born += 1
+        yield Moment(event.kind, numbers[event.address], event.bytes, module, place)
+
+
+def _show(found: Comparison) -> None:
+    if found.difference is None:
+        click.echo(f"equal: {len(found.run)} allocations and frees")
+        return
+    first = found.difference
+    click.echo(
+        f"different at {first} (the run has {len(found.run)} allocations and frees, "
+        f"the trace {len(found.trace)})"
+    )
+    for position in range(max(0, first - EVENTS_BEFORE), first):
+        click.echo(f"   {position:>7}  {_line(found.trace, position)}")
+    for position in range(first, first + EVENTS_AFTER):
+        click.echo(f"run   {position:>4}  {_line(found.run, position)}")
+    for position in range(first, first + EVENTS_AFTER):
+        click.echo(f"trace {position:>4}  {_line(found.trace, position)}")
+
+
+def _line(moments: Sequence[Moment], position: int) -> str:
+    if position >= len(moments):
+        return "(over)"
+    moment = moments[position]
+    return (
+        f"{moment.kind:<5} #{moment.block:<6} {moment.bytes:>13,} B  "
+        f"{moment.module}  {moment.where}"
+    )
+
+
+@click.command()
+@setup_options
+@click.option("--device", default="sim:h100", show_default=True, metavar="sim:GPU")
+def _command(source: str, device: str, **options: Any) -> int:
+    """Compare a trace with a run on the simulated GPU, allocation by allocation."""
+    from llmmem import simgpu
+    from llmmem.catalogue.gpus import find_gpu
+
+    setup = read_setup(source, options)
+    chosen = parse_device(device)
+    if chosen.gpu is None:
+        raise InputError(f"invalid device {device!r} (accepted: sim, sim:GPU)")
+    simgpu.activate(chosen.gpu)
+    found = compare(setup, find_gpu(chosen.gpu))
+    _show(found)
+    return int(found.difference is not None)
+
+
+def main() -> int:
+    """Run the command; 0 if there is no difference, 1 if there is, 2 if it could not be told."""
+    try:
+        return int(_command.main(prog_name="llmmem.estimation.diff", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        click.echo(error.format_message(), err=True)
+    except LlmmemError as error:
+        click.echo(str(error), err=True)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

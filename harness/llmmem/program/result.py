@@ -1,0 +1,113 @@
+"""What became of a program, and what each of its processes took."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from llmmem.results import Peaks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmmem.results import Outcome, Source
+
+__all__ = ["ProcessPeaks", "ProgramResult"]
+
+
+@dataclass(frozen=True)
+class ProcessPeaks:
+    """The peaks of one process on one GPU, in bytes.
+
+    Attributes:
+        pid: Its process id.
+        command: Its arguments, the program first.
+        index: Which GPU, whatever `CUDA_VISIBLE_DEVICES` was.
+        peaks: Its peaks. What PyTorch's allocator took is not known of a process that did not
+            import it, or that was killed.
+    """
+
+    pid: int
+    command: tuple[str, ...]
+    index: int
+    peaks: Peaks
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, ready for JSON."""
+        return {
+            "pid": self.pid,
+            "command": list(self.command),
+            "index": self.index,
+            **self.peaks.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class ProgramResult:
+    """What became of a program.
+
+    Attributes:
+        command: The program and its arguments.
+        device: Where it ran, such as ``"sim:rtx4090"``.
+        gpu: The name of the card.
+        exit_code: Its exit code, as a shell gives it: 128 and the number of the signal that ended it.
+        outcome: ``ok`` for exit code 0; ``oom`` if not, and PyTorch ran out of memory; else
+            ``crashed``.
+        message: Why, when the outcome is not ok.
+        processes: Those that used a GPU, once for each GPU that they used.
+        versions: Versions of the libraries by name.
+        notes: What else decides how to read the figures.
+        source: Where the figures come from.
+    """
+
+    command: tuple[str, ...]
+    device: str
+    gpu: str
+    exit_code: int
+    outcome: Outcome
+    message: str = ""
+    processes: tuple[ProcessPeaks, ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    source: Source = "simulated"
+
+    @property
+    def title(self) -> str:
+        """The command on one line, as a shell takes it."""
+        return shlex.join(self.command)
+
+    @property
+    def peaks(self) -> Peaks:
+        """The highest peaks of a process on a GPU; not known where nothing used one."""
+        known = [process.peaks for process in self.processes]
+        return reduce(Peaks.highest, known) if known else Peaks()
+
+    def named_peaks(self) -> dict[str, Peaks]:
+        """The peaks of each process on each GPU, by names that are the same on every run."""
+        named: dict[str, Peaks] = {}
+        several_gpus = len({process.index for process in self.processes}) > 1
+        for process in self.processes:
+            name = shlex.join(process.command)
+            if several_gpus:
+                name += f" [GPU {process.index}]"
+            alike = sum(other.partition(" #")[0] == name for other in named)
+            named[f"{name} #{alike + 1}" if alike else name] = process.peaks
+        return named
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, ready for JSON."""
+        return {
+            "outcome": self.outcome,
+            "message": self.message,
+            "exit_code": self.exit_code,
+            "source": self.source,
+            "device": self.device,
+            "gpu": self.gpu,
+            "command": list(self.command),
+            **self.peaks.to_dict(),
+            "processes": [process.to_dict() for process in self.processes],
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+        }

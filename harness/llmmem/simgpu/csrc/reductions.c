@@ -1,0 +1,177 @@
+#include "reductions.h"
+
+#include "layout.h"
+#include "values.h"
+#include "window.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What is larger and not one value all along is not gone through. */
+#define MOST_ELEMENTS ((size_t)1 << 22)
+
+/* ---- reductions ------------------------------------------------------------------------------------------ */
+
+/* The structure ReduceOp (ATen/native/cuda/Reduce.cuh): functor, identity, configuration, layout of
+ * the input, layout of output and input of one result, then the pointers. */
+enum { CONFIGURATION_WORDS = 16, MOST_PARTIAL = 64, MOST_BEFORE = 96 };
+
+typedef struct {
+    size_t inputs, outputs;
+    sim_layout within, between; /* elements of one result; results (0: output, 1: input) */
+    uintptr_t source, target, second_target;
+} reduction;
+
+/* Read the structure, with the configuration where it is supposed to be. */
+static bool read_at(const unsigned char *structure, size_t offset, reduction *r) {
+    const uint32_t *configuration = (const uint32_t *)(structure + offset);
+    r->inputs = configuration[1];
+    r->outputs = configuration[2];
+    offset += 4 * CONFIGURATION_WORDS;
+    size_t size = sim_read_layout(structure + offset, 1, &r->within);
+    if (!size) return false;
+    offset += size;
+    size = sim_read_layout(structure + offset, 2, &r->between);
+    if (!size) return false;
+    offset = sim_align(offset + size, sizeof(uintptr_t));
+    const uintptr_t *pointers = (const uintptr_t *)(structure + offset);
+    r->source = pointers[0];
+    r->target = pointers[1];
+    r->second_target = pointers[2];
+    return r->inputs && r->outputs && sim_is_device_address(r->source) && sim_is_device_address(r->target);
+}
+
+/* The configuration begins with the bytes of a partial result. How many there are, and what comes before, only
+ * the names of some functors tell. */
+static bool read_reduction(const unsigned char *structure, reduction *r) {
+    for (size_t offset = 0; offset <= MOST_BEFORE; offset += 4) {
+        uint32_t partial = *(const uint32_t *)(structure + offset);
+        if (partial && partial <= MOST_PARTIAL && read_at(structure, offset, r)) return true;
+    }
+    return false;
+}
+
+static void reduce_each(const sim_effect *e, const reduction *r, const sim_window *in, sim_window *out) {
+    for (size_t o = 0; o < r->outputs; o++) {
+        size_t slice = sim_offset_of(&r->between, 1, o);
+        sim_value sum = sim_first_of_fold(e->operation, sim_window_get(in, e->input, slice));
+        for (size_t i = 1; i < r->inputs; i++)
+            sum = sim_fold(e->operation, sum, sim_window_get(in, e->input, slice + sim_offset_of(&r->within, 0, i)));
+        sim_window_set(out, e->output, sim_offset_of(&r->between, 0, o), sum);
+    }
+}
+
+bool sim_run_reduction(const sim_effect *e, void **arguments) {
+    reduction r;
+    if (!read_reduction(arguments[0], &r)) return false;
+    if (e->operation == SIM_FORGET) {
+        sim_written(r.target);
+        sim_written(r.second_target);
+        return true;
+    }
+    size_t size = sim_type_size(e->input), result = sim_type_size(e->output);
+    size_t source_extent = sim_last_offset(&r.within, 0) + sim_last_offset(&r.between, 1) + size;
+    uint64_t constant = 0;
+    sim_knowledge knowledge = sim_values_know(r.source, source_extent, size, &constant);
+    sim_window in = {0}, out = {0};
+    if (knowledge == SIM_VARIED && r.inputs * r.outputs <= MOST_ELEMENTS && sim_open_window(&in, r.source, source_extent) &&
+        sim_open_window(&out, r.target, sim_last_offset(&r.between, 0) + result)) {
+        reduce_each(e, &r, &in, &out);
+        sim_save_window(&out);
+    } else {
+        sim_value v = knowledge == SIM_CONSTANT ? sim_load(e->input, &constant) : (sim_value){0};
+        v = sim_fold_constant(e->operation, v, r.inputs);
+        uint64_t bytes = 0;
+        if (v.known && sim_store(e->output, v, &bytes))
+            sim_values_fill(r.target, r.outputs * result, &bytes, result);
+        else
+            sim_values_forget(r.target, r.outputs * result);
+    }
+    sim_close_window(&in);
+    sim_close_window(&out);
+    return true;
+}
+
+/* ---- running sums ---------------------------------------------------------------------------------------- */
+
+static void running_sum(sim_type type, uintptr_t source, uintptr_t target, size_t rows, size_t columns) {
+    size_t size = sim_type_size(type), n = rows * columns;
+    sim_window in;
+    if (!size) {
+        sim_written(target);
+        return;
+    }
+    if (n > MOST_ELEMENTS || !sim_open_window(&in, source, n * size)) {
+        sim_values_forget(target, n * size);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (i % columns == 0) continue;
+        sim_value before = sim_window_get(&in, type, (i - 1) * size), next = sim_window_get(&in, type, i * size);
+        sim_window_set(&in, type, i * size, sim_fold(SIM_SUM, before, next));
+    }
+    in.base = target;
+    sim_save_window(&in);
+    sim_close_window(&in);
+}
+
+/* CUB's scan (in, out, state, first tile, operator, initial value, count), or PyTorch's own
+ * (out, in, rows, columns, ...). */
+bool sim_run_running_sum(const sim_effect *e, void **arguments) {
+    uintptr_t first = *(uintptr_t *)arguments[0], second = *(uintptr_t *)arguments[1];
+    if (e->parameters[0] == SIM_POINTER)
+        running_sum(e->input, second, first, *(uint32_t *)arguments[2], *(uint32_t *)arguments[3]);
+    else
+        running_sum(e->input, first, second, 1, *(uint32_t *)arguments[6]);
+    return true;
+}
+
+/* ---- counts ---------------------------------------------------------------------------------------------- */
+
+/* CUB's first pass of nonzero: (iterator {pointer, functor} or {functor, pointer}, int *count,
+ * int elements). What is not known does not count. */
+bool sim_count_nonzero(const sim_effect *e, void **arguments) {
+    const uintptr_t *iterator = arguments[0];
+    uintptr_t source = iterator[sim_is_device_address(iterator[0]) ? 0 : 1];
+    uintptr_t target = *(uintptr_t *)arguments[1];
+    size_t n = (size_t) * (int *)arguments[2], size = sim_type_size(e->input);
+    uint64_t constant = 0;
+    int counted = 0;
+    sim_window in = {0};
+    sim_knowledge knowledge = size ? sim_values_know(source, n * size, size, &constant) : SIM_UNKNOWN;
+    if (knowledge == SIM_CONSTANT) counted = sim_is_true(sim_load(e->input, &constant)) ? (int)n : 0;
+    if (knowledge == SIM_VARIED && sim_open_window(&in, source, n * size))
+        for (size_t i = 0; i < n; i++) counted += sim_is_true(sim_window_get(&in, e->input, i * size));
+    sim_close_window(&in);
+    sim_values_store(target, &counted, sizeof counted);
+    return true;
+}
+
+/* All of the first pass's count stands in its first partial result: (int *partial, int *count, ...) */
+bool sim_add_counts(void **arguments) {
+    sim_values_copy(*(uintptr_t *)arguments[1], *(uintptr_t *)arguments[0], sizeof(int));
+    return true;
+}
+
+/* CUB's unique of what is sorted: (in, flags, out, int64 *count, state, operator, equality, int elements).
+ * Of values that are not known there is one: they all read as zero. */
+bool sim_select_unique(const sim_effect *e, void **arguments) {
+    uintptr_t source = *(uintptr_t *)arguments[0], target = *(uintptr_t *)arguments[2];
+    size_t n = (size_t) * (int *)arguments[7], size = sim_type_size(e->input);
+    sim_window in;
+    int64_t count = 0;
+    sim_written(target);
+    if (!size || n > MOST_ELEMENTS || !sim_open_window(&in, source, n * size)) {
+        count = n > 0;
+    } else {
+        for (size_t i = 0; i < n; i++)
+            if (i == 0 || memcmp(in.bytes + i * size, in.bytes + (i - 1) * size, size))
+                sim_window_move(&in, (size_t)count++ * size, &in, i * size, size);
+        in.base = target;
+        in.size = (size_t)count * size;
+        sim_save_window(&in);
+        sim_close_window(&in);
+    }
+    sim_values_store(*(uintptr_t *)arguments[3], &count, sizeof count);
+    return true;
+}

@@ -1,0 +1,1 @@
+"""How far off estimates are: the accuracy matrix, estimate beside run."""

@@ -1,0 +1,73 @@
+"""Every PEFT type on a simulated GPU, one after the other; tests look at what became of them.
+
+Run as a script in an empty directory: prints one JSON document, by type the peak in bytes or the
+reason why it does not run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmmem import simgpu
+
+simgpu.activate("l40s")
+
+import torch  # noqa: E402 - after the simulated GPU
+from peft import PeftType  # noqa: E402
+
+from llmmem.setups import Setup  # noqa: E402
+from llmmem.step import execute  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from peft_methods import TINY, TINY_CONFIG, methods, save_experts  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PATH = os.environ["PATH"]
+
+
+class Observer:
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        yield
+
+    def watch(self, model: torch.nn.Module) -> None: ...
+
+    def label(self, component: str, tensors: Iterable[torch.Tensor]) -> None: ...
+
+
+def run(adapter: dict[str, Any]) -> int | str:
+    # BOFT would compile a CUDA extension of its own if it found a compiler.
+    os.environ["PATH"] = "" if adapter["peft_type"] == "BOFT" else PATH
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        setup = Setup(model=TINY, seq_len=32, steps=1, adapter=adapter)
+        execute(setup, torch.device("cuda"), Observer())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        gc.collect()
+    return torch.cuda.max_memory_allocated()
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # FRoD decomposes small matrices on the host
+    Path(TINY).write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    save_experts(Setup(model=TINY, seq_len=32))
+    adapters = methods(TINY_CONFIG["hidden_size"], TINY_CONFIG["num_hidden_layers"])
+    json.dump({kind.value: run(adapters[kind.value]) for kind in PeftType}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
