@@ -399,7 +399,6 @@ def test_the_positions_counted_are_those_that_tokens_can_have(model, task, posit
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"mode": "generate"}, "generate"),
         ({"parallel": {"strategy": "fsdp2", "world_size": 2}, "method": "qlora"}, "fsdp2"),
         ({"quantization": "fp8", "mode": "forward"}, "fp8"),
         ({"attention": "flash_attention_2"}, "FlashAttention2"),
