@@ -15,6 +15,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from llmmem.results import Estimate
+
 DEVICE = "sim:l40s"
+LONGEST_REASON = 120
+TEXTS = ("method", "outcome", "why not")
 REPORT = Path(__file__).parents[1] / "reports" / "peft-sim-l40s.md"
 TIMEOUT = 300.0
 
@@ -98,6 +103,7 @@ LORA: Mapping[str, Mapping[str, Any]] = {
 REASONS: Mapping[str, str] = {
     "ADAMSS": "it clusters singular vectors, which nothing computes on a simulated GPU",
     "FROD": f"it decomposes all weights on the host, which takes longer than {TIMEOUT:g} s",
+    "SHIRA": "it counts the entries of a mask that the device fills, which nothing computes here",
     "LORA (CorDA)": "PEFT needs preprocess_corda before it, a run over calibration data",
 }
 
@@ -163,10 +169,19 @@ def run_one(
     except LlmmemError as error:  # the adapter does not fit this model
         result = RunResult(setup, DEVICE, "simulated", "unsupported", str(error))
     if result.outcome == "ok" and result.components is not None:
-        return Row(method, result, result.components.weights - base_bytes)
+        adapter_bytes = result.components.weights - base_bytes
+        return Row(method, replace(result, estimate=estimate(runner, setup)), adapter_bytes)
     if method in REASONS:
         result = replace(result, outcome="unsupported", message=REASONS[method])
     return Row(method, result, None)
+
+
+def estimate(runner: Runner, setup: Setup) -> Estimate | None:
+    """The estimate of a setup that runs, if it can be traced too."""
+    try:
+        return runner.estimate(setup, timeout=TIMEOUT)
+    except LlmmemError:
+        return None
 
 
 def save_experts(base: Setup) -> None:
@@ -211,8 +226,9 @@ def page(rows: Mapping[str, list[Row]]) -> str:
             "",
             f"Made by `python benchmarks/{Path(__file__).name}` ({libraries}). Two training steps "
             "in bfloat16, batch size 1, fused AdamW; each method with PEFT's defaults. *Adapter*: "
-            "what the method adds to the weights, trainable or not. Peaks are simulated; where an "
-            "initialisation goes through cuSOLVER or cuFFT, the workspace is a model.",
+            "what the method adds to the weights, trainable or not. *Allocated*, *reserved*: peaks, "
+            "simulated; where an initialisation goes through cuSOLVER or cuFFT, its workspace is a "
+            "model. *Trace*: how far the estimate is from the allocated peak.",
             *(line for model, of_model in rows.items() for line in section(model, of_model)),
             "",
         ]
@@ -223,23 +239,27 @@ def section(model: str, rows: list[Row]) -> list[str]:
     """One model's table, under a heading that counts the types that ran."""
     types = [row for row in rows if " " not in row.method]
     ran = sum(row.result.outcome == "ok" for row in types)
-    cells = [
-        (
-            row.method,
-            row.result.outcome,
-            "-" if (count := row.result.trainable_parameters) is None else f"{count:,}",
-            format_size(row.adapter_bytes),
-            format_size(row.result.peaks.allocated),
-            format_size(row.result.peaks.reserved),
-            row.result.message.replace("|", "\\|"),
-        )
-        for row in rows
-    ]
-    headers = ("method", "outcome", "trainable", "adapter", "allocated", "reserved", "why not")
-    aligned = ("left", "left", "right", "right", "right", "right", "left")
-    markdown = tabulate(cells, headers, tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    lines = [cells(row) for row in rows]
+    aligned = ["left" if name in TEXTS else "right" for name in lines[0]]
+    markdown = tabulate(lines, "keys", "pipe", colalign=aligned, disable_numparse=True)
     title = f"## {model}, {rows[0].result.setup.seq_len} tokens"
     return ["", title, "", f"{ran} of {len(types)} PEFT types run.", "", markdown]
+
+
+def cells(row: Row) -> dict[str, str]:
+    """A row of the Markdown table, by column."""
+    result = row.result
+    error = Record.from_run(result).trace_error_percent
+    return {
+        "method": row.method,
+        "outcome": result.outcome,
+        "trainable": f"{result.trainable_parameters:,}" if result.trainable_parameters else "-",
+        "adapter": format_size(row.adapter_bytes),
+        "allocated": format_size(result.peaks.allocated),
+        "reserved": format_size(result.peaks.reserved),
+        "trace": "-" if error is None else f"{error:+.2f}%",
+        "why not": textwrap.shorten(result.message, LONGEST_REASON).replace("|", "\\|"),
+    }
 
 
 if __name__ == "__main__":

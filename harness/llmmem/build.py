@@ -296,6 +296,11 @@ def _check_supported(setup: Setup) -> None:
             "parameters in the dtype of the computation, and quantized ones are bytes; "
             "take method lora, or strategy ddp"
         )
+    if setup.strategy == "fsdp2" and setup.has_adapter and setup.mode == "generate":
+        raise UnsupportedError(
+            "mode 'generate' with an adapter is not built for fsdp2: take strategy ddp, or the "
+            "model without the adapter"
+        )
     if setup.quantization == "fp8":
         raise UnsupportedError(
             "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"

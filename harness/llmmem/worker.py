@@ -70,6 +70,8 @@ def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
 
 def _prepare(device: Device) -> None:
     """Load the simulated GPU if asked for, then what every job needs."""
+    # Up to PyTorch 2.8, importing bitsandbytes starts a pool of compilers, which nothing here uses.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if device.kind == "sim":
         from llmmem import simgpu
 

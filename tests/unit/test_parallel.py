@@ -191,6 +191,7 @@ def test_the_process_group_is_of_the_run_and_gone_afterwards(tiny_model, strateg
     [
         ({"method": "qlora"}, "quantization 'nf4' and fsdp2"),
         ({"method": "int8-lora"}, "quantization 'int8' and fsdp2"),
+        ({"method": "lora", "mode": "generate"}, "mode 'generate' with an adapter"),
         ({"optimizer": "adafactor"}, "optimizer 'adafactor' cannot step here"),
         ({"optimizer": "adamw_8bit"}, "optimizer 'adamw_8bit' cannot step here"),
         (

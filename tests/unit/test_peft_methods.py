@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmmem.runner import Runner
+from llmmem.setups import Setup
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 PROGRAM = Path(__file__).with_name("peft_methods_here.py")
 
-#: Types whose roads hang on numbers that a kernel computes, or on packages that are not required.
-NOT_CERTAIN = {
-    "ADAMSS",
-    "CPT",
-    "LILY",
-    "MULTITASK_PROMPT_TUNING",
-    "POLY",
-    "SHIRA",
-    "WAVEFT",
-}
+#: Types that hang on numbers that a kernel computes, or on packages that are not required.
+NOT_CERTAIN = {"ADAMSS", "SHIRA"}
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
@@ -46,6 +42,12 @@ def outcomes(simulated_gpu: None, tmp_path_factory: pytest.TempPathFactory) -> d
     return found
 
 
+@pytest.fixture(scope="module")
+def runner(simulated_gpu: None) -> Iterator[Runner]:
+    with Runner("sim:l40s") as runner:
+        yield runner
+
+
 def test_every_type_of_peft_takes_a_training_step(outcomes: dict[str, int | str]) -> None:
     stopped = {name: peak for name, peak in outcomes.items() if isinstance(peak, str)}
     assert stopped.keys() <= NOT_CERTAIN, stopped
@@ -60,3 +62,23 @@ def test_the_adapter_decides_the_peak(outcomes: dict[str, Any]) -> None:
     # OSF trains most of the weights; LoRA does neither.
     assert outcomes["HRA"] > 1.25 * outcomes["LORA"]
     assert outcomes["OSF"] > 1.5 * outcomes["LORA"]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20},
+        {"peft_type": "VERA", "r": 32},
+        {"peft_type": "OFT"},
+        {"peft_type": "LORA", "use_dora": True},
+    ],
+    ids=lambda adapter: adapter["peft_type"],
+)
+def test_the_trace_equals_the_run_for_other_adapters_than_lora(
+    runner: Runner, adapter: dict[str, Any], tiny_model: Callable[..., str]
+) -> None:
+    setup = Setup(model=tiny_model("llama"), seq_len=64, adapter=adapter)
+    result = runner.run(setup)
+    assert result.estimate is not None
+    assert result.estimate.trace.peaks.allocated == result.peaks.allocated
+    assert result.trainable_parameters

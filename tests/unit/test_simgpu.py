@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ SCENARIOS = Path(__file__).with_name("simgpu_scenarios.py")
 TRACES = Path(__file__).parents[1] / "data" / "allocator"
 MIB = 2**20
 GIB = 2**30
+TRACES_WITH_TIES = ("default-mixed-1", "roundup_power2_divisions")
+TORCH = tuple(int(part) for part in metadata.version("torch").split(".")[:2])
 
 pytestmark = pytest.mark.skipif(
     bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
@@ -80,6 +83,8 @@ def test_a_request_beyond_the_card_raises_pytorchs_own_error_and_leaves_the_rest
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TRACES.glob("*.json")))
 def test_pytorchs_allocator_repeats_its_recorded_traces(value: Any, name: str) -> None:
+    if name in TRACES_WITH_TIES and TORCH < (2, 13):
+        pytest.skip("recorded with 2.14: which of several blocks of one size is taken has changed")
     assert value(f"replay {name}") is None
 
 
@@ -165,7 +170,7 @@ def test_bitsandbytes_quantizes_and_optimizes(value: Any) -> None:
 def test_attention_takes_the_fused_kernels(value: Any) -> None:
     seen = value("attention_backends")
     output, log_sum = 8 * 1024 * 64 * 2, 8 * 1024 * 4
-    seeds = 2 * 512
+    seeds = 2 * 512 if TORCH >= (2, 7) else 0  # on the host before
     assert seen["flash"] == seen["grouped"] == output + log_sum + seeds
     # The mask in the type of the query: no matrix for each head.
     assert seen["masked"] < output + log_sum + 2 * 1024 * 1024 + 4096

@@ -24,6 +24,8 @@ __all__ = ["Backend", "attend", "choose_backend", "prefers_cudnn"]
 Backend = Literal["cudnn", "flash", "efficient", "math"]
 
 HALF = (torch.float16, torch.bfloat16)
+# The version from which memory-efficient attention takes fewer heads of keys than of queries.
+EFFICIENT_TAKES_GROUPS = (2, 14)
 # Cards of the 8.x and 12.x families with about 100 KiB of shared memory.
 _SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
 
@@ -39,8 +41,10 @@ def prefers_cudnn(gpu: Gpu) -> bool:
     """
     if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
         return False
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return gpu.compute_capability[0] in (9, 10) and (version is None or version > 91_500)
+    # `torch.backends.cudnn.version` would open the devices of this machine.
+    cudnn = getattr(torch._C, "_cudnn", None)
+    is_recent = cudnn is None or cudnn.getVersionInt() > 91_500
+    return is_recent and gpu.compute_capability[0] in (9, 10)
 
 
 def choose_backend(
@@ -125,6 +129,8 @@ def _is_flash_possible(
 def _is_efficient_possible(query: Tensor, key: Tensor, gpu: Gpu, dtype: torch.dtype) -> bool:
     head_dim = query.shape[-1]
     if dtype not in (*HALF, torch.float32) or head_dim != key.shape[-1]:
+        return False
+    if query.shape[1] != key.shape[1] and torch.__version__ < EFFICIENT_TAKES_GROUPS:  # type: ignore[operator]
         return False
     if dtype is torch.bfloat16 and gpu.compute_capability < (8, 0):
         return False

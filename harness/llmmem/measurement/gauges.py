@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gauge", "SimulatedMeter", "before_resets"]
 
-# Whatever the public name, what resets the peaks ends in one of these functions of torch._C.
+# Whatever the public name, what resets the peaks ends in one of these functions of torch._C (the
+# second is there from PyTorch 2.9 on).
 RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 
 
@@ -95,7 +96,7 @@ class Gauge:
 def before_resets(action: Callable[[], None]) -> Iterator[None]:
     """While inside, do the action before anything resets PyTorch's peak counters."""
     with ExitStack() as stack:
-        for name in RESETS:
+        for name in filter(partial(hasattr, torch._C), RESETS):
             original = getattr(torch._C, name)
             setattr(torch._C, name, _preceded(action, original))
             stack.callback(setattr, torch._C, name, original)

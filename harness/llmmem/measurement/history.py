@@ -45,13 +45,14 @@ class History:
         """
         torch.cuda.init()  # type: ignore[no-untyped-call]
         self._before = self._count()
+        # Ending a recording is what forgets it, in every version of PyTorch.
+        torch.cuda.memory._record_memory_history(None, device=self._device)
         torch.cuda.memory._record_memory_history(
             "all",
             context=stacks,
             stacks="python",
             max_entries=MAX_ENTRIES,
             device=self._device,
-            clear_history=True,
         )
 
     def stop(self) -> list[Entry]:

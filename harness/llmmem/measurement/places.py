@@ -48,7 +48,7 @@ class PlaceRecorder:
         self._is_recording = not torch._C._cuda_isHistoryEnabled()
         if self._is_recording:
             torch.cuda.memory._record_memory_history(
-                "all", "alloc", "python", max_entries=MAX_ENTRIES, clear_history=True
+                "all", "alloc", "python", max_entries=MAX_ENTRIES
             )
 
     def stop(self, device: int) -> tuple[int, tuple[Place, ...]]:

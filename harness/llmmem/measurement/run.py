@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmmem.results import Outcome, Peaks
     from llmmem.setups import Setup
 
-__all__ = ["run_here"]
+__all__ = ["configure_allocator", "run_here"]
 
 LARGEST_HOLDERS = 20
 
@@ -47,7 +47,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         InputError: The setup names something that does not exist.
         UnsupportedError: The setup is valid and cannot be built here.
     """
-    os.environ["PYTORCH_ALLOC_CONF"] = setup.allocator
+    configure_allocator(setup.allocator)
     torch.cuda.set_device(device.index)
     history = History(device.index)
     history.start()
@@ -94,6 +94,13 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
             *_cap_notes(cap, device),
         ),
     )
+
+
+def configure_allocator(settings: str) -> None:
+    """Give PyTorch's allocator these settings, whatever the environment held; CUDA is not in use."""
+    older, newer = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    os.environ.pop(older, None)  # where it is known it comes first
+    os.environ[newer if torch.__version__ >= (2, 9) else older] = settings  # type: ignore[operator]
 
 
 class _RunObserver:

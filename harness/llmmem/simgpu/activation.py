@@ -183,6 +183,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     The libraries are compiled at the first call on a machine and then cached in
     ``$XDG_CACHE_HOME/llmmem``. Asking for the same GPUs again returns them. Other ones can be had
     until a device is first used: a server imports torch and forks, and each child chooses its own.
+    Another number of them can be had only until PyTorch has counted them, which it does once.
 
     Args:
         gpu: A card of the catalogue, or its name.
@@ -193,7 +194,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     Raises:
         InputError: No such card, another count, or faults that are not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
-            card; or other GPUs are in use.
+            card; or other GPUs are in use, or counted.
     """
     card = _asked_for(gpu, count)
     before = active()
@@ -381,6 +382,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "driver_version": "580.00" if cuda_major >= 13 else "570.00",
             "cublas_version": _library_version("cublas", cuda_major),
             "cudnn_version": _library_version("cudnn", cuda_major),
+            "nccl_version": _library_version("nccl", cuda_major),
         }.items()
     )
 

@@ -53,6 +53,7 @@ LIBRARIES = {
     "libcufft": "cufft.c",
     "libcusolver": "cusolver.c",
     "libcusparse": "cusparse.c",
+    "libnccl": "nccl.c",
     "libnvidia-ml": "nvml.c",
 }
 #: Those that every program looks up by one fixed name, whatever its CUDA version.
@@ -70,10 +71,11 @@ NOT_SUPPORTED = {
     "libcufft": 16,
     "libcusolver": 9,
     "libcusparse": 10,
+    "libnccl": 5,
     "libnvidia-ml": 3,
 }
 #: Libraries whose functions cannot be told apart by their names: none is generated that succeeds.
-ALL_BY_HAND = ("libcufft", "libcusolver", "libcusparse")
+ALL_BY_HAND = ("libcufft", "libcusolver", "libcusparse", "libnccl")
 #: Names of functions that fill in what the caller goes on with: handles, sizes, answers.
 _FILLS_IN = re.compile(
     r"Get|Create|Alloc|Add\w*Node|Clone|Complete|EndCapture|Enumerate|Estimate|Export|Import"
@@ -307,7 +309,20 @@ def _symbols_looked_up(soname: str, headers: Path, readers: tuple[Path, ...]) ->
         return _driver_functions(headers / "cuda.h")
     if soname == FIXED_NAMES["libnvidia-ml"]:
         return _nvml_functions(readers)
+    if soname.startswith("libnccl."):
+        return _nccl_functions(soname, readers)
     return frozenset()
+
+
+def _nccl_functions(soname: str, readers: tuple[Path, ...]) -> frozenset[str]:
+    """All functions of the installed NCCL: PyTorch's imports of it bear no version to find them by.
+
+    Each has a strong name for profilers, with a p in front, and a weak one.
+    """
+    exported = (exported_symbols(path) for path in readers if path.name == soname)
+    return frozenset(
+        name.removeprefix("p") for names in exported for name in names if name.startswith("pnccl")
+    )
 
 
 def _driver_functions(header: Path) -> frozenset[str]:

@@ -50,7 +50,7 @@ typedef struct {
 
 static sim_card card;
 static device_account accounts[SIM_MAX_DEVICES];
-static uintptr_t space;
+static uintptr_t space, no_gap_below;
 static table regions = {.width = sizeof(sim_region)};
 static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
@@ -87,6 +87,7 @@ static bool set_field(const char *key, const char *value) {
         {"driver_cuda_version", &card.driver_cuda_version, NULL},
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
+        {"nccl_version", &card.nccl_version, NULL},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].name) != 0) continue;
@@ -121,6 +122,11 @@ static bool in_use(void) {
     return false;
 }
 
+/* How many devices a program was told there are, which PyTorch asks once and remembers; 0 before. */
+static int told_count;
+
+int sim_device_count(void) { return told_count = card.count; }
+
 int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
     char field[256];
     int number = 0;
@@ -141,8 +147,15 @@ int sim_read_fields(const char *text, bool (*set)(const char *key, const char *v
 
 int sim_configure(const char *text) {
     if (in_use()) return -1;
+    sim_card before = card;
+    int bad = sim_read_fields(text, set_field);
+    if (bad) return bad;
+    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
+        card = before;
+        return -1;
+    }
     sim_forget_visible();
-    return sim_read_fields(text, set_field);
+    return 0;
 }
 
 /* A program started with the libraries preloaded finds its card in the environment. */
@@ -341,14 +354,15 @@ static uintptr_t find_gap(size_t extent) {
     if (!space) {
         void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
-        space = round_up((uintptr_t)base, SIM_PAGE);
+        space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = space, end = space + ADDRESS_SPACE - SIM_PAGE;
-    for (size_t i = count_up_to(&regions, space - 1); i < regions.count; i++) {
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;
         if (r->address - at >= extent) break;
         at = r->address + r->extent;
+        if (r->address == no_gap_below) no_gap_below = at;
     }
     return at <= end && end - at >= extent ? at : 0;
 }
@@ -446,6 +460,7 @@ bool sim_release(sim_kind kind, uintptr_t address) {
         sim_region r = *region_at(i - 1);
         erase(&regions, i - 1);
         discharge_region(&r);
+        if (sim_is_device_address(address) && address < no_gap_below) no_gap_below = address;
         if (r.kind == SIM_MANAGED || r.kind == SIM_HOST) munmap((void *)address, r.extent);
         if (r.kind != SIM_REGISTERED) sim_values_forget(address, r.extent);
     }

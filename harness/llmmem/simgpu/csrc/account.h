@@ -37,17 +37,22 @@ typedef struct {
     char driver_version[32]; /* as NVML reports it */
     int cublas_version;
     int cudnn_version;
+    int nccl_version;
 } sim_card;
 
 SIM_API const sim_card *sim_get_card(void);
 
 /* Set the card from "key=value;key=value;..." (the keys are the fields above). Returns 0, or the 1-based
- * number of the first field that is not understood, or -1 once a device has been used. */
+ * number of the first field that is not understood, or -1 once a device has been used, and for another
+ * count once sim_device_count has told it. */
 SIM_API int sim_configure(const char *text);
 
 /* Hand each "key=value" of text (with ';' between them) to set. Returns 0, or the 1-based number of the
  * first that set does not take. */
 SIM_API int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value));
+
+/* The number of devices, told to a program. */
+SIM_API int sim_device_count(void);
 
 /* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);

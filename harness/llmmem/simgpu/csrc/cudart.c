@@ -94,6 +94,7 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 cudaError_t cudaDriverGetVersion(int *version) { return (cudaError_t)cuDriverGetVersion(version); }
 
 cudaError_t cudaGetDeviceCount(int *count) {
+    sim_device_count();
     *count = sim_visible_count();
     return *count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
@@ -668,6 +669,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *function, 
     return cudaSuccess;
 }
 
+#if CUDART_VERSION >= 12080
 /* Kernels loaded at run time (cudaLibrary*): the library is a module, the kernel a name in it. */
 cudaError_t cudaLibraryLoadData(cudaLibrary_t *library, const void *code, enum cudaJitOption *jit_options,
                                 void **jit_values, unsigned int jit_count, enum cudaLibraryOption *options,
@@ -687,6 +689,7 @@ cudaError_t cudaLibraryGetKernel(cudaKernel_t *kernel, cudaLibrary_t library, co
 }
 
 cudaError_t cudaLibraryUnload(cudaLibrary_t library) { return (cudaError_t)cuModuleUnload((CUmodule)library); }
+#endif
 
 /* Device variables, each at an address of its own. */
 typedef struct symbol {

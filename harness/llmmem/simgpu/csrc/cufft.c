@@ -12,7 +12,8 @@
 
 enum { SUCCESS = 0, INVALID_PLAN = 1, ALLOCATION_FAILED = 2, INVALID_VALUE = 4 };
 /* cudaDataType */
-enum { REAL_32 = 0, REAL_64 = 1, REAL_16 = 2, COMPLEX_32 = 4, COMPLEX_64 = 5, COMPLEX_16 = 6, REAL_BF16 = 14, COMPLEX_BF16 = 15 };
+enum { REAL_32 = 0, REAL_64 = 1, REAL_16 = 2, REAL_BF16 = 14 };
+enum { COMPLEX_64 = 5, COMPLEX_16 = 6, COMPLEX_BF16 = 15 };
 enum { LARGEST_PRIME = 127, MOST_AREAS = 8 };
 
 typedef struct {

@@ -13,9 +13,9 @@
 /* Ranges with more elements are not computed. */
 #define MOST_ELEMENTS ((size_t)1 << 22)
 /* How far into a structure its pointers are looked for: as such, with OffsetCalculators before them (of up
- * to eight operands), and in lists of tensors. */
+ * to six operands), and in lists of tensors. */
 #define HEAD_BYTES ((size_t)128)
-#define LAYOUT_BYTES ((size_t)4 * (1 + 3 * 25 + 8 * 25) + HEAD_BYTES)
+#define LAYOUT_BYTES ((size_t)4 * (1 + 3 * 25 + 6 * 25) + HEAD_BYTES)
 #define LISTS_BYTES ((size_t)1440)
 
 /* ---- ranges ---------------------------------------------------------------------------------------------- */

@@ -24,7 +24,7 @@ typedef struct {
     size_t width;
 } entry;
 
-static entry *entries; /* by address, none overlapping */
+static entry **entries; /* by address, none overlapping */
 static size_t count, capacity, bytes_held;
 static uint64_t clock_now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -39,7 +39,7 @@ static size_t first_after(uintptr_t address) {
     size_t low = 0, high = count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (entries[middle].address + entries[middle].size <= address)
+        if (entries[middle]->address + entries[middle]->size <= address)
             low = middle + 1;
         else
             high = middle;
@@ -56,8 +56,9 @@ static void free_bytes(const entry *e) {
 
 static void drop(size_t from, size_t to) {
     for (size_t i = from; i < to; i++) {
-        bytes_held -= held_by(&entries[i]);
-        free_bytes(&entries[i]);
+        bytes_held -= held_by(entries[i]);
+        free_bytes(entries[i]);
+        free(entries[i]);
     }
     memmove(entries + from, entries + to, (count - to) * sizeof *entries);
     count -= to - from;
@@ -68,24 +69,45 @@ static void make_room(size_t size) {
     if (count < MOST_ENTRIES && bytes_held + size <= MOST_BYTES) return;
     uint64_t oldest = clock_now;
     for (size_t i = 0; i < count; i++)
-        if (entries[i].written < oldest) oldest = entries[i].written;
+        if (entries[i]->written < oldest) oldest = entries[i]->written;
     uint64_t middle = oldest + (clock_now - oldest) / 2;
     for (size_t i = count; i-- > 0;)
-        if (entries[i].written <= middle) drop(i, i + 1);
+        if (entries[i]->written <= middle) drop(i, i + 1);
 }
 
-static void insert(entry e) {
-    make_room(held_by(&e));
+static void forget(uintptr_t address, size_t n);
+
+/* What is written again, all of it and nothing else: the usual case, without moving other entries. */
+static bool overwrite(const entry *e) {
+    size_t i = first_after(e->address);
+    if (i == count || entries[i]->address != e->address || entries[i]->size != e->size) return false;
+    bytes_held -= held_by(entries[i]);
+    free_bytes(entries[i]);
+    *entries[i] = *e;
+    return true;
+}
+
+static void add(const entry *e) {
+    entry *added = malloc(sizeof *added);
     if (count == capacity) {
         capacity = capacity ? 2 * capacity : 256;
         entries = realloc(entries, capacity * sizeof *entries);
-        if (!entries) abort();
     }
-    size_t at = first_after(e.address);
+    if (!added || !entries) abort();
+    size_t at = first_after(e->address);
     memmove(entries + at + 1, entries + at, (count - at) * sizeof *entries);
-    if (!e.written) e.written = ++clock_now; /* a piece is as old as the whole was */
-    entries[at] = e;
+    *added = *e;
+    entries[at] = added;
     count++;
+}
+
+static void insert(entry e) {
+    if (!e.written) e.written = ++clock_now; /* a piece is as old as the whole was */
+    if (!overwrite(&e)) {
+        forget(e.address, e.size);
+        make_room(held_by(&e));
+        add(&e);
+    }
     bytes_held += held_by(&e);
 }
 
@@ -97,10 +119,12 @@ static unsigned char *copy_of(const unsigned char *data, size_t n) {
 static void insert_bytes(uintptr_t address, const unsigned char *data, const unsigned char *known, size_t n) {
     if (!n) return;
     entry e = {.address = address, .size = n, .bytes = copy_of(data, n), .known = known ? copy_of(known, n) : NULL};
-    if (e.bytes && (e.known || !known))
+    if (e.bytes && (e.known || !known)) {
         insert(e);
-    else
-        free_bytes(&e);
+        return;
+    }
+    free_bytes(&e);
+    forget(address, n);
 }
 
 static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pattern, size_t width) {
@@ -152,14 +176,14 @@ static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
 static void forget(uintptr_t address, size_t n) {
     size_t i = first_after(address);
     size_t end = i;
-    while (end < count && entries[end].address < address + n) end++;
+    while (end < count && entries[end]->address < address + n) end++;
     if (i == end) return;
-    entry first = entries[i], last = entries[end - 1];
+    entry first = *entries[i], last = *entries[end - 1];
     bool one = end - i == 1;
     /* Their bytes are needed for the pieces that stay. */
     bytes_held -= held_by(&first) + (one ? 0 : held_by(&last));
-    entries[i].bytes = entries[i].known = NULL;
-    entries[end - 1].bytes = entries[end - 1].known = NULL;
+    entries[i]->bytes = entries[i]->known = NULL;
+    entries[end - 1]->bytes = entries[end - 1]->known = NULL;
     drop(i, end);
     keep_piece(&first, first.address, address);
     keep_piece(&last, address + n, last.address + last.size);
@@ -176,7 +200,7 @@ void sim_values_forget(uintptr_t address, size_t n) {
 void sim_values_forget_at(uintptr_t address) {
     acquire();
     size_t i = first_after(address);
-    if (i < count && entries[i].address <= address) drop(i, i + 1);
+    if (i < count && entries[i]->address <= address) drop(i, i + 1);
     release();
 }
 
@@ -193,6 +217,8 @@ static void store(uintptr_t address, const unsigned char *data, size_t n) {
         insert_pattern(address, n, data, width);
     else if (n <= LONGEST)
         insert_bytes(address, data, NULL, n);
+    else
+        forget(address, n);
 }
 
 uint64_t sim_values_clock(void) {
@@ -205,13 +231,12 @@ uint64_t sim_values_clock(void) {
 void sim_values_forget_between(uint64_t after, uint64_t until) {
     acquire();
     for (size_t i = count; i-- > 0;)
-        if (entries[i].written > after && entries[i].written <= until) drop(i, i + 1);
+        if (entries[i]->written > after && entries[i]->written <= until) drop(i, i + 1);
     release();
 }
 
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
     acquire();
-    forget(address, n);
     store(address, data, n);
     release();
 }
@@ -244,7 +269,6 @@ void sim_values_store_known(uintptr_t address, const void *data, const unsigned 
 
 void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width) {
     acquire();
-    forget(address, n);
     insert_pattern(address, n, pattern, width);
     release();
 }
@@ -259,10 +283,10 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t 
     acquire();
     memset(out, 0, n);
     if (known) memset(known, 0, n);
-    for (size_t i = first_after(address); i < count && entries[i].address < address + n; i++) {
+    for (size_t i = first_after(address); i < count && entries[i]->address < address + n; i++) {
         uintptr_t from, to;
-        overlap(&entries[i], address, n, &from, &to);
-        const entry *e = &entries[i];
+        overlap(entries[i], address, n, &from, &to);
+        const entry *e = entries[i];
         part_of(e, from, (unsigned char *)out + (from - address), to - from);
         if (!known) continue;
         if (e->known)
@@ -276,13 +300,13 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t 
 /* A copy of what is known of n bytes, the pieces one after the other. */
 static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
     size_t first = first_after(address), end = first;
-    while (end < count && entries[end].address < address + n) end++;
+    while (end < count && entries[end]->address < address + n) end++;
     entry *pieces = end > first ? malloc((end - first) * sizeof *pieces) : NULL;
     *found = pieces ? end - first : 0;
     for (size_t i = 0; i < *found; i++) {
         uintptr_t from, to;
-        overlap(&entries[first + i], address, n, &from, &to);
-        pieces[i] = piece_of(&entries[first + i], from, to);
+        overlap(entries[first + i], address, n, &from, &to);
+        pieces[i] = piece_of(entries[first + i], from, to);
     }
     return pieces;
 }
@@ -309,8 +333,8 @@ sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_
     acquire();
     size_t i = first_after(address);
     sim_knowledge answer = SIM_UNKNOWN;
-    if (i < count && entries[i].address < address + n) {
-        const entry *e = &entries[i];
+    if (i < count && entries[i]->address < address + n) {
+        const entry *e = entries[i];
         bool whole = e->address <= address && e->address + e->size >= address + n;
         answer = repeats(e, address, n, width) || (whole && !e->known && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
