@@ -82,7 +82,9 @@ class Generation:
         self._inputs[self._cache_name] = inputs[self._cache_name]  # learned prefixes bring another
         logits = self._model(**inputs, return_dict=True).logits
         del inputs
-        chosen = logits[:, -1].to(torch.float32, copy=True).argmax(-1, keepdim=True)
+        # Held until there are new ones, as generate holds them.
+        self._scores = logits[:, -1].to(torch.float32, copy=True)
+        chosen = self._scores.argmax(-1, keepdim=True)
         del logits
         self.tokens = torch.cat([self.tokens, chosen], dim=-1)
         if (positions := self._inputs.get("position_ids")) is not None:
