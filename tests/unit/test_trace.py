@@ -159,7 +159,6 @@ def test_allocator_settings_are_those_of_the_setup() -> None:
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        ({"autocast": "bfloat16"}, "autocast"),
         ({"parallel": {"strategy": "fsdp2", "world_size": 8}}, "parallel"),
         ({"allocator": "backend:cudaMallocAsync"}, "backend"),
     ],
