@@ -175,7 +175,6 @@ static sim_form form_of(const char *name) {
     if (has(name, "vectorized_gather_kernelI")) return SIM_GATHER_ROWS;
     if (has(name, "sbtopk10gatherTopKI")) return SIM_TOPK;
     if (has(name, "bitonicSortKVInPlaceI")) return SIM_SORT_PAIRS;
-    if (has(name, "TensorList")) return SIM_TENSOR_LISTS;
     /* GradScaler: the scale, and whether an overflow was found */
     if (has(name, "amp_update_scale_cuda_kernel") || has(name, "_amp_foreach_non_finite")) return SIM_UNCHANGED;
     /* Rows that are exchanged one by one: of an LU factorisation that was not computed, none are. */

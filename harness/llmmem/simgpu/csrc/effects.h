@@ -66,7 +66,6 @@ typedef enum {
     SIM_GATHER_ROWS,
     SIM_TOPK,
     SIM_SORT_PAIRS,
-    SIM_TENSOR_LISTS, /* a structure with lists of pointers, which the kernel may all write to */
 } sim_form;
 
 typedef enum { SIM_NO_SCALAR, SIM_FIRST_IS_SCALAR, SIM_SECOND_IS_SCALAR } sim_scalar;
