@@ -115,6 +115,8 @@ static bool run(const sim_effect *e, void **arguments) {
         case SIM_COUNT_NONZERO: return sim_count_nonzero(e, arguments);
         case SIM_ADD_COUNTS: return sim_add_counts(arguments);
         case SIM_SELECT_UNIQUE: return sim_select_unique(e, arguments);
+        case SIM_SELECT_PLACES: return sim_select_places(e, arguments);
+        case SIM_WRITE_INDICES: return sim_write_indices(arguments);
         case SIM_CAT: return sim_run_cat(e, arguments);
         case SIM_GATHER:
         case SIM_SCATTER:

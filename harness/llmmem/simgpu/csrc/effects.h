@@ -57,6 +57,8 @@ typedef enum {
     SIM_COUNT_NONZERO,
     SIM_ADD_COUNTS,  /* the second pass of the count, of a large tensor */
     SIM_SELECT_UNIQUE,
+    SIM_SELECT_PLACES, /* the second pass of nonzero: where the elements lie, counted through */
+    SIM_WRITE_INDICES, /* its third: their place along each dimension */
     SIM_CAT,
     SIM_GATHER,
     SIM_SCATTER,
