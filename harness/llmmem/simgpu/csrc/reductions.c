@@ -16,6 +16,8 @@
 /* The structure ReduceOp (ATen/native/cuda/Reduce.cuh): functor, identity, configuration, layout of
  * the input, layout of output and input of one result, then the pointers. */
 enum { CONFIGURATION_WORDS = 16, MOST_PARTIAL = 64, MOST_BEFORE = 96 };
+/* Words of the configuration: bytes of a partial result, inputs and outputs, threads of a block. */
+enum { PARTIAL, INPUTS, OUTPUTS, WIDTH = 11, HEIGHT, THREADS };
 
 typedef struct {
     size_t inputs, outputs;
@@ -23,11 +25,17 @@ typedef struct {
     uintptr_t source, target, second_target;
 } reduction;
 
+static bool is_configuration(const uint32_t *words) {
+    return words[PARTIAL] && words[PARTIAL] <= MOST_PARTIAL && words[INPUTS] && words[OUTPUTS] && words[WIDTH] &&
+           words[HEIGHT] && words[THREADS] == words[WIDTH] * words[HEIGHT];
+}
+
 /* Read the structure, with the configuration where it is supposed to be. */
 static bool read_at(const unsigned char *structure, size_t offset, reduction *r) {
     const uint32_t *configuration = (const uint32_t *)(structure + offset);
-    r->inputs = configuration[1];
-    r->outputs = configuration[2];
+    if (!is_configuration(configuration)) return false;
+    r->inputs = configuration[INPUTS];
+    r->outputs = configuration[OUTPUTS];
     offset += 4 * CONFIGURATION_WORDS;
     size_t size = sim_read_layout(structure + offset, 1, &r->within);
     if (!size) return false;
@@ -39,16 +47,14 @@ static bool read_at(const unsigned char *structure, size_t offset, reduction *r)
     r->source = pointers[0];
     r->target = pointers[1];
     r->second_target = pointers[2];
-    return r->inputs && r->outputs && sim_is_device_address(r->source) && sim_is_device_address(r->target);
+    return sim_is_device_address(r->source) && sim_is_device_address(r->target);
 }
 
-/* The configuration begins with the bytes of a partial result. How many there are, and what comes before, only
- * the names of some functors tell. */
-static bool read_reduction(const unsigned char *structure, reduction *r) {
-    for (size_t offset = 0; offset <= MOST_BEFORE; offset += 4) {
-        uint32_t partial = *(const uint32_t *)(structure + offset);
-        if (partial && partial <= MOST_PARTIAL && read_at(structure, offset, r)) return true;
-    }
+/* What comes before the configuration, the names of some functors tell: a byte, and a partial result. */
+static bool read_reduction(const sim_effect *e, const unsigned char *structure, reduction *r) {
+    if (e->inputs) return read_at(structure, sim_align(sim_align(1, e->inputs) + e->inputs, 4), r);
+    for (size_t offset = 0; offset <= MOST_BEFORE; offset += 4)
+        if (read_at(structure, offset, r)) return true;
     return false;
 }
 
@@ -64,7 +70,7 @@ static void reduce_each(const sim_effect *e, const reduction *r, const sim_windo
 
 bool sim_run_reduction(const sim_effect *e, void **arguments) {
     reduction r;
-    if (!read_reduction(arguments[0], &r)) return false;
+    if (!read_reduction(e, arguments[0], &r)) return false;
     if (e->operation == SIM_FORGET) {
         sim_written(r.target);
         sim_written(r.second_target);
