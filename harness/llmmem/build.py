@@ -327,9 +327,14 @@ def _check_task(setup: Setup, config: PretrainedConfig) -> None:
 
 def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) -> None:
     """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
+    new_tokens = setup.new_tokens or 0
+    tokens = setup.seq_len + virtual_tokens + new_tokens
+    if model.config.is_encoder_decoder:  # its decoder begins with a token of its own
+        tokens = max(setup.seq_len + virtual_tokens, 1 + new_tokens)
     for rows in _position_tables(model):
-        if setup.seq_len + virtual_tokens > rows:
+        if tokens > rows:
             taken = f", of which the adapter takes {virtual_tokens}" if virtual_tokens else ""
+            taken += f", and new_tokens is {new_tokens}" if new_tokens else ""
             raise InputError(
                 f"invalid seq_len {setup.seq_len}: {setup.model!r} has {rows} positions{taken}"
             )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmmem.build import build, quiet_libraries
-from llmmem.errors import UnsupportedError
+from llmmem.errors import InputError, UnsupportedError
 from llmmem.generation import Generation
 from llmmem.setups import Setup
 from llmmem.step import execute
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 NEW_TOKENS = 5
 
 
@@ -133,6 +134,13 @@ def test_a_generating_run_prefills_and_decodes_in_each_step(
     assert notes.tokens == [8, *[1] * NEW_TOKENS] * 2
     # Only the last token's logits are ever made, of the prompt too.
     assert notes.logits == [[2, 1, 256]] * 2 * (1 + NEW_TOKENS)
+
+
+def test_new_tokens_need_positions_too(tiny_model: Callable[..., str]) -> None:
+    path = tiny_model("gpt2")
+    build(setup_of(path, seq_len=60, new_tokens=4), META)
+    with pytest.raises(InputError, match=r"seq_len 60.* 64 positions, and new_tokens is 5"):
+        build(setup_of(path, seq_len=60, new_tokens=5), META)
 
 
 def test_a_model_without_a_cache_of_transformers_is_refused(tmp_path: Path) -> None:

@@ -270,6 +270,14 @@ def test_a_trace_equals_the_run_on_the_simulated_gpu(
     ]
 
 
+def test_the_labels_of_a_classification_are_found() -> None:
+    # DeBERTa looks for labels that are not negative, and has no loss without one.
+    model = {"model": "microsoft/deberta-v3-base", "task": "sequence-classification"}
+    result = trace(Setup.from_mapping({**model, "seq_len": 64}), H100)
+    assert result.outcome == "ok", result.message
+    assert [phase.phase for phase in result.phases][-2:] == ["backward", "optimizer"]
+
+
 def test_an_estimate_assumes_the_card_that_is_in_the_machine(
     simulated_gpu: None, run_python: Callable[[str], str]
 ) -> None:

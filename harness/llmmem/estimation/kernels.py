@@ -103,14 +103,29 @@ def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     return out
 
 
+def _not_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Whole numbers are at least 0: the ids and the labels of a step are."""
+    out = tracer.run(func, args, kwargs)
+    tensor, bound = args
+    if _is_on_device(tensor) and not tensor.is_floating_point() and bound <= 0:
+        tracer.set_all_true(out)
+    return out
+
+
 def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Nothing is found: the number is read from the device, where numbers are 0."""
+    """All is found in what is known to be true, else nothing: as the GPU counts where numbers are 0."""
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    with tracer.scratch(4, 1, 1023):
-        pass
-    return torch.empty((0, tensor.dim()), dtype=torch.int64, device="meta")
+    found = tensor.numel() if tracer.is_all_true(tensor) else 0
+    with tracer.scratch(4):
+        with tracer.scratch(1):
+            pass
+        places = torch.empty((tensor.dim(), found), dtype=torch.int64, device="meta")
+        tracer.born(places)
+        with tracer.scratch(1023):
+            pass
+    return places.t()
 
 
 # Reductions.
@@ -611,6 +626,7 @@ def _fused_optimizer(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyword
 _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
     _logical_not: "logical_not.default bitwise_not.default",
+    _not_below: "ge.Scalar",
     _nonzero: "nonzero.default",
     _reduce: (
         "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "

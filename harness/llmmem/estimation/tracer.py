@@ -39,7 +39,7 @@ class _Death(weakref.ref[Any]):
 class _Life:
     """A live storage: the number and the block that it has, and what tells of its end."""
 
-    __slots__ = ("block", "death", "number", "truth")
+    __slots__ = ("all_true", "block", "death", "number", "truth")
 
     def __init__(self, death: _Death) -> None:
         self.death = death
@@ -47,6 +47,8 @@ class _Life:
         self.block: Block | None = None
         # What a boolean in it reads as.
         self.truth = True
+        # Whether each of many is known to be true.
+        self.all_true = False
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -182,6 +184,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         life = self._lives.get(tensor.untyped_storage()._cdata)
         if life is not None:
             life.truth = truth
+
+    def is_all_true(self, tensor: Tensor) -> bool:
+        """Whether each of the booleans is known to be true."""
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        return life is not None and life.all_true
+
+    def set_all_true(self, tensor: Tensor) -> None:
+        """Each of the booleans is true."""
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        if life is not None:
+            life.all_true = True
 
     # What the observer of the step uses.
 

@@ -164,6 +164,8 @@ static sim_form form_of(const char *name) {
     if (has(name, "DeviceReduce") && has(name, "NonZeroOpI")) return SIM_COUNT_NONZERO;
     if (has(name, "DeviceReduceSingleTileKernelI") && has(name, "EPiS")) return SIM_ADD_COUNTS;
     if (has(name, "DeviceSelectSweepKernelI") && has(name, "8equal_toIvE")) return SIM_SELECT_UNIQUE;
+    if (has(name, "DeviceSelectSweepKernelI") && has(name, "NonZeroOpI")) return SIM_SELECT_PLACES;
+    if (has(name, "13write_indicesIlE")) return SIM_WRITE_INDICES;
     if (has(name, "CatArrayBatchedCopy")) return SIM_CAT;
     if (has(name, "scatter_gather_elementwise_kernel") && has(name, "12TensorAssign")) {
         if (has(name, "scatter_fill_internal_kernel")) return SIM_SCATTER_FILL;
@@ -175,7 +177,6 @@ static sim_form form_of(const char *name) {
     if (has(name, "vectorized_gather_kernelI")) return SIM_GATHER_ROWS;
     if (has(name, "sbtopk10gatherTopKI")) return SIM_TOPK;
     if (has(name, "bitonicSortKVInPlaceI")) return SIM_SORT_PAIRS;
-    if (has(name, "TensorList")) return SIM_TENSOR_LISTS;
     /* GradScaler: the scale, and whether an overflow was found */
     if (has(name, "amp_update_scale_cuda_kernel") || has(name, "_amp_foreach_non_finite")) return SIM_UNCHANGED;
     /* Rows that are exchanged one by one: of an LU factorisation that was not computed, none are. */
@@ -250,7 +251,8 @@ sim_effect sim_classify(const char *name) {
             classify_elementwise(name, &e);
             break;
         case SIM_REDUCTION: classify_reduction(name, &e); break;
-        case SIM_COUNT_NONZERO: type = after(name, "NonZeroOpI"); break;
+        case SIM_COUNT_NONZERO:
+        case SIM_SELECT_PLACES: type = after(name, "NonZeroOpI"); break;
         case SIM_RUNNING_SUM: type = after(name, "St4plusI"); break;
         case SIM_SELECT_UNIQUE: type = after(name, "policy_hubI"); break;
         default:

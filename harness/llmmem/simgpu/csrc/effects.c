@@ -58,7 +58,7 @@ static uintptr_t search_end(const sim_effect *e, void **arguments, size_t which)
     sim_layout ignored;
     if (at % sizeof(uintptr_t) || at + LAYOUT_BYTES > end || at < (uintptr_t)__builtin_frame_address(0)) return at;
     size_t most = HEAD_BYTES;
-    if (e->form == SIM_TENSOR_LISTS)
+    if (e->parameters[which] == SIM_TENSOR_LISTS)
         most = LISTS_BYTES;
     else if (*(const int *)at >= 1 && sim_read_layout((const void *)at, 1, &ignored))
         most = LAYOUT_BYTES;
@@ -78,11 +78,18 @@ static void forget_structure(const sim_effect *e, void **arguments, size_t which
         sim_written(*(uintptr_t *)at);
 }
 
+static bool takes_lists(const sim_effect *e) {
+    for (size_t i = 0; i < e->parameter_count; i++)
+        if (e->parameters[i] == SIM_TENSOR_LISTS) return true;
+    return false;
+}
+
 /* A kernel may write to whatever it has a pointer to, as such or in a structure, that is not to const. */
 static void run_opaque(const sim_effect *e, void **arguments) {
+    sim_parameter holder = takes_lists(e) ? SIM_TENSOR_LISTS : SIM_STRUCT;
     for (size_t i = 0; i < e->parameter_count; i++) {
         if (e->parameters[i] == SIM_POINTER) sim_written(*(uintptr_t *)arguments[i]);
-        if (e->parameters[i] == SIM_STRUCT) forget_structure(e, arguments, i);
+        if (e->parameters[i] == holder) forget_structure(e, arguments, i);
     }
 }
 
@@ -108,6 +115,8 @@ static bool run(const sim_effect *e, void **arguments) {
         case SIM_COUNT_NONZERO: return sim_count_nonzero(e, arguments);
         case SIM_ADD_COUNTS: return sim_add_counts(arguments);
         case SIM_SELECT_UNIQUE: return sim_select_unique(e, arguments);
+        case SIM_SELECT_PLACES: return sim_select_places(e, arguments);
+        case SIM_WRITE_INDICES: return sim_write_indices(arguments);
         case SIM_CAT: return sim_run_cat(e, arguments);
         case SIM_GATHER:
         case SIM_SCATTER:

@@ -57,6 +57,8 @@ typedef enum {
     SIM_COUNT_NONZERO,
     SIM_ADD_COUNTS,  /* the second pass of the count, of a large tensor */
     SIM_SELECT_UNIQUE,
+    SIM_SELECT_PLACES, /* the second pass of nonzero: where the elements lie, counted through */
+    SIM_WRITE_INDICES, /* its third: their place along each dimension */
     SIM_CAT,
     SIM_GATHER,
     SIM_SCATTER,
@@ -66,7 +68,6 @@ typedef enum {
     SIM_GATHER_ROWS,
     SIM_TOPK,
     SIM_SORT_PAIRS,
-    SIM_TENSOR_LISTS, /* a structure with lists of pointers, which the kernel may all write to */
 } sim_form;
 
 typedef enum { SIM_NO_SCALAR, SIM_FIRST_IS_SCALAR, SIM_SECOND_IS_SCALAR } sim_scalar;

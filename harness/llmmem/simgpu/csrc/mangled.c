@@ -105,6 +105,7 @@ static const struct {
     {" const*,", SIM_CONST_POINTER},
     {" const*>", SIM_CONST_POINTER},
     {"detail::TensorInfo<", SIM_POINTER}, /* begins with its one pointer */
+    {"TensorList", SIM_TENSOR_LISTS},
     {"counting_iterator<", SIM_VALUE},
     {"Functor<", SIM_VALUE},
     {"OffsetCalculator<", SIM_VALUE},

@@ -9,12 +9,15 @@
 
 /* What is larger and not one value all along is not gone through. */
 #define MOST_ELEMENTS ((size_t)1 << 22)
+#define MOST_PLACES ((size_t)1 << 26)
 
 /* ---- reductions ------------------------------------------------------------------------------------------ */
 
 /* The structure ReduceOp (ATen/native/cuda/Reduce.cuh): functor, identity, configuration, layout of
  * the input, layout of output and input of one result, then the pointers. */
 enum { CONFIGURATION_WORDS = 16, MOST_PARTIAL = 64, MOST_BEFORE = 96 };
+/* Words of the configuration: bytes of a partial result, inputs and outputs, threads of a block. */
+enum { PARTIAL, INPUTS, OUTPUTS, WIDTH = 11, HEIGHT, THREADS };
 
 typedef struct {
     size_t inputs, outputs;
@@ -22,11 +25,17 @@ typedef struct {
     uintptr_t source, target, second_target;
 } reduction;
 
+static bool is_configuration(const uint32_t *words) {
+    return words[PARTIAL] && words[PARTIAL] <= MOST_PARTIAL && words[INPUTS] && words[OUTPUTS] && words[WIDTH] &&
+           words[HEIGHT] && words[THREADS] == words[WIDTH] * words[HEIGHT];
+}
+
 /* Read the structure, with the configuration where it is supposed to be. */
 static bool read_at(const unsigned char *structure, size_t offset, reduction *r) {
     const uint32_t *configuration = (const uint32_t *)(structure + offset);
-    r->inputs = configuration[1];
-    r->outputs = configuration[2];
+    if (!is_configuration(configuration)) return false;
+    r->inputs = configuration[INPUTS];
+    r->outputs = configuration[OUTPUTS];
     offset += 4 * CONFIGURATION_WORDS;
     size_t size = sim_read_layout(structure + offset, 1, &r->within);
     if (!size) return false;
@@ -38,16 +47,14 @@ static bool read_at(const unsigned char *structure, size_t offset, reduction *r)
     r->source = pointers[0];
     r->target = pointers[1];
     r->second_target = pointers[2];
-    return r->inputs && r->outputs && sim_is_device_address(r->source) && sim_is_device_address(r->target);
+    return sim_is_device_address(r->source) && sim_is_device_address(r->target);
 }
 
-/* The configuration begins with the bytes of a partial result. How many there are, and what comes before, only
- * the names of some functors tell. */
-static bool read_reduction(const unsigned char *structure, reduction *r) {
-    for (size_t offset = 0; offset <= MOST_BEFORE; offset += 4) {
-        uint32_t partial = *(const uint32_t *)(structure + offset);
-        if (partial && partial <= MOST_PARTIAL && read_at(structure, offset, r)) return true;
-    }
+/* What comes before the configuration, the names of some functors tell: a byte, and a partial result. */
+static bool read_reduction(const sim_effect *e, const unsigned char *structure, reduction *r) {
+    if (e->inputs) return read_at(structure, sim_align(sim_align(1, e->inputs) + e->inputs, 4), r);
+    for (size_t offset = 0; offset <= MOST_BEFORE; offset += 4)
+        if (read_at(structure, offset, r)) return true;
     return false;
 }
 
@@ -63,7 +70,7 @@ static void reduce_each(const sim_effect *e, const reduction *r, const sim_windo
 
 bool sim_run_reduction(const sim_effect *e, void **arguments) {
     reduction r;
-    if (!read_reduction(arguments[0], &r)) return false;
+    if (!read_reduction(e, arguments[0], &r)) return false;
     if (e->operation == SIM_FORGET) {
         sim_written(r.target);
         sim_written(r.second_target);
@@ -128,22 +135,72 @@ bool sim_run_running_sum(const sim_effect *e, void **arguments) {
 
 /* ---- counts ---------------------------------------------------------------------------------------------- */
 
-/* CUB's first pass of nonzero: (iterator {pointer, functor} or {functor, pointer}, int *count,
- * int elements). What is not known does not count. */
+/* What nonzero looks at: an iterator {pointer, functor} or {functor, pointer} over so many elements. */
+typedef struct {
+    uintptr_t source;
+    size_t count, size;
+    sim_knowledge knowledge;
+    uint64_t constant;
+} mask;
+
+static mask read_mask(const sim_effect *e, const uintptr_t *iterator, size_t count) {
+    mask m = {.source = iterator[sim_is_device_address(iterator[0]) ? 0 : 1], .count = count, .size = sim_type_size(e->input)};
+    m.knowledge = m.size ? sim_values_know(m.source, count * m.size, m.size, &m.constant) : SIM_UNKNOWN;
+    return m;
+}
+
+/* CUB's first pass of nonzero: (iterator, int *count, int elements). What is not known does not count. */
 bool sim_count_nonzero(const sim_effect *e, void **arguments) {
-    const uintptr_t *iterator = arguments[0];
-    uintptr_t source = iterator[sim_is_device_address(iterator[0]) ? 0 : 1];
-    uintptr_t target = *(uintptr_t *)arguments[1];
-    size_t n = (size_t) * (int *)arguments[2], size = sim_type_size(e->input);
-    uint64_t constant = 0;
+    mask m = read_mask(e, arguments[0], (size_t) * (int *)arguments[2]);
     int counted = 0;
     sim_window in = {0};
-    sim_knowledge knowledge = size ? sim_values_know(source, n * size, size, &constant) : SIM_UNKNOWN;
-    if (knowledge == SIM_CONSTANT) counted = sim_is_true(sim_load(e->input, &constant)) ? (int)n : 0;
-    if (knowledge == SIM_VARIED && sim_open_window(&in, source, n * size))
-        for (size_t i = 0; i < n; i++) counted += sim_is_true(sim_window_get(&in, e->input, i * size));
+    if (m.knowledge == SIM_CONSTANT) counted = sim_is_true(sim_load(e->input, &m.constant)) ? (int)m.count : 0;
+    if (m.knowledge == SIM_VARIED && sim_open_window(&in, m.source, m.count * m.size))
+        for (size_t i = 0; i < m.count; i++) counted += sim_is_true(sim_window_get(&in, e->input, i * m.size));
     sim_close_window(&in);
-    sim_values_store(target, &counted, sizeof counted);
+    sim_values_store(*(uintptr_t *)arguments[1], &counted, sizeof counted);
+    return true;
+}
+
+/* (first place, iterator, int64 *places, int *count, -, -, -, int elements, ...) */
+bool sim_select_places(const sim_effect *e, void **arguments) {
+    int64_t first = *(int64_t *)arguments[0];
+    mask m = read_mask(e, arguments[1], (size_t) * (int *)arguments[7]);
+    uintptr_t target = *(uintptr_t *)arguments[2];
+    sim_window in = {0};
+    int64_t *places = m.knowledge != SIM_UNKNOWN && m.count <= MOST_PLACES ? malloc(m.count * sizeof *places) : NULL;
+    size_t found = 0;
+    sim_written(target);
+    if (places && sim_open_window(&in, m.source, m.count * m.size)) {
+        for (size_t i = 0; i < m.count; i++)
+            if (sim_is_true(sim_window_get(&in, e->input, i * m.size))) places[found++] = first + (int64_t)i;
+        sim_values_store(target, places, found * sizeof *places);
+    }
+    sim_close_window(&in);
+    free(places);
+    return true;
+}
+
+/* (int64 *places, sizes, int dimensions, int64 elements, ...): in place of a row of places comes one for each
+ * dimension. */
+bool sim_write_indices(void **arguments) {
+    uintptr_t target = *(uintptr_t *)arguments[0];
+    const int64_t *sizes = arguments[1];
+    int dimensions = *(int *)arguments[2];
+    size_t n = (size_t) * (int64_t *)arguments[3], row = n * sizeof(int64_t);
+    sim_window out;
+    if (dimensions < 1 || !n || !sim_open_window(&out, target, (size_t)dimensions * row)) return false;
+    for (size_t i = 0; i < n; i++) {
+        sim_value place = sim_window_get(&out, SIM_INT64, i * sizeof(int64_t));
+        int64_t rest = place.integer;
+        for (int d = dimensions; d-- > 0; rest /= sizes[d] ? sizes[d] : 1) {
+            int64_t index = sizes[d] ? rest % sizes[d] : 0;
+            sim_value v = {place.known, false, index, (double)index};
+            sim_window_set(&out, SIM_INT64, (size_t)d * row + i * sizeof(int64_t), v);
+        }
+    }
+    sim_save_window(&out);
+    sim_close_window(&out);
     return true;
 }
 

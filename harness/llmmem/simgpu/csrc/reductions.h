@@ -1,4 +1,5 @@
-/* Kernels that make one value of many: reductions, running sums, counts. */
+/* Kernels that make one value of many: reductions, running sums, counts and what is
+ * counted. */
 #ifndef LLMMEM_REDUCTIONS_H
 #define LLMMEM_REDUCTIONS_H
 
@@ -9,6 +10,8 @@ bool sim_run_reduction(const sim_effect *effect, void **arguments);
 bool sim_run_running_sum(const sim_effect *effect, void **arguments);
 bool sim_count_nonzero(const sim_effect *effect, void **arguments);
 bool sim_add_counts(void **arguments);
+bool sim_select_places(const sim_effect *effect, void **arguments);
+bool sim_write_indices(void **arguments);
 bool sim_select_unique(const sim_effect *effect, void **arguments);
 
 #endif
