@@ -11,6 +11,9 @@
 /* Tensors with more elements that are not all the same are not computed one by one. */
 #define MOST_ELEMENTS ((size_t)1 << 22)
 #define MOST_BYTES ((size_t)1 << 27)
+/* With more elements than these that are not known, what lies between them is forgotten too: in a training
+ * step it is the rest of a gradient, and going through it would take most of the time. */
+#define MOST_FORGOTTEN ((size_t)1 << 16)
 #define MOST_STRIDED ((size_t)8) /* operands */
 
 typedef struct {
@@ -71,6 +74,8 @@ static void spread(const iteration *it, sim_value v) {
             sim_values_fill(o->base, it->count * size, &pattern, size);
         else
             sim_values_forget(o->base, it->count * size);
+    } else if (!v.known && it->count > MOST_FORGOTTEN) {
+        sim_values_forget(o->base, extent_of(it, 0));
     } else if (open_output(it, &out)) {
         for (size_t i = 0; i < it->count; i++) sim_window_set(&out, o->type, sim_offset_of(&it->where, 0, i), v);
         sim_save_window(&out);
