@@ -103,7 +103,6 @@ LORA: Mapping[str, Mapping[str, Any]] = {
 REASONS: Mapping[str, str] = {
     "ADAMSS": "it clusters singular vectors, which nothing computes on a simulated GPU",
     "FROD": f"it decomposes all weights on the host, which takes longer than {TIMEOUT:g} s",
-    "SHIRA": "it counts the entries of a mask that the device fills, which nothing computes here",
     "LORA (CorDA)": "PEFT needs preprocess_corda before it, a run over calibration data",
 }
 
@@ -228,7 +227,8 @@ def page(rows: Mapping[str, list[Row]]) -> str:
             "in bfloat16, batch size 1, fused AdamW; each method with PEFT's defaults. *Adapter*: "
             "what the method adds to the weights, trainable or not. *Allocated*, *reserved*: peaks, "
             "simulated; where an initialisation goes through cuSOLVER or cuFFT, its workspace is a "
-            "model. *Trace*: how far the estimate is from the allocated peak.",
+            "model. EVA and LoRA-GA are without the runs over data that initialise them. *Trace*: how "
+            "far the estimate is from the allocated peak.",
             *(line for model, of_model in rows.items() for line in section(model, of_model)),
             "",
         ]

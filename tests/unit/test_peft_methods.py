@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("peft_methods_here.py")
 
-#: Types that hang on numbers that a kernel computes, or on packages that are not required.
-NOT_CERTAIN = {"ADAMSS", "SHIRA"}
+#: It clusters singular vectors, which nothing computes here, and wants scikit-learn for that.
+NOT_RUN = {"ADAMSS"}
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
@@ -48,13 +48,9 @@ def runner(simulated_gpu: None) -> Iterator[Runner]:
         yield runner
 
 
-def test_every_type_of_peft_takes_a_training_step(outcomes: dict[str, int | str]) -> None:
+def test_every_type_of_peft_but_one_takes_a_training_step(outcomes: dict[str, int | str]) -> None:
     stopped = {name: peak for name, peak in outcomes.items() if isinstance(peak, str)}
-    assert stopped.keys() <= NOT_CERTAIN, stopped
-
-
-def test_at_least_36_types_run(outcomes: dict[str, int | str]) -> None:
-    assert sum(isinstance(peak, int) for peak in outcomes.values()) >= 36
+    assert stopped.keys() == NOT_RUN, stopped
 
 
 def test_the_adapter_decides_the_peak(outcomes: dict[str, Any]) -> None:
