@@ -32,6 +32,9 @@ class Generation:
             room for its ``new_tokens`` more.
         built: Its model.
 
+    Attributes:
+        tokens: [B, T]: what the decoder was given so far, and the tokens chosen last.
+
     Raises:
         UnsupportedError: The model or its adapter cannot generate here.
     """
@@ -42,13 +45,15 @@ class Generation:
         self._model: Any = getattr(built.model, "get_base_model", lambda: built.model)()
         self._config: Any = built.config
         self._setup = setup
+        self.tokens = torch.empty(0, dtype=torch.long)
+        self._inputs: dict[str, Any] = {}  # of every forward pass, beside the tokens
         self._given = inspect.signature(self._model.forward).parameters
         self._cache_name = self._find_cache()
         self._check_prompts()
 
     def prefill(self, prompts: Tensor) -> None:
         """Take in the prompts [B, S] and choose the tokens that follow."""
-        self._inputs: dict[str, Any] = {"use_cache": True, self._cache_name: self._new_cache()}
+        self._inputs = {"use_cache": True, self._cache_name: self._new_cache()}
         if "logits_to_keep" in self._given:
             self._inputs["logits_to_keep"] = 1
         if self._config.is_encoder_decoder:
@@ -57,9 +62,9 @@ class Generation:
                 input_ids=prompts, attention_mask=mask, return_dict=True
             )
             self._inputs |= {"attention_mask": mask, "encoder_outputs": encoded}
-            self._ids = torch.full_like(prompts[:, :1], self._config.decoder_start_token_id or 0)
+            self.tokens = torch.full_like(prompts[:, :1], self._config.decoder_start_token_id or 0)
         else:
-            self._ids = prompts
+            self.tokens = prompts
             if "position_ids" in self._given:
                 positions = torch.arange(prompts.shape[1], device=prompts.device)
                 self._inputs["position_ids"] = positions.expand_as(prompts).contiguous()
@@ -73,13 +78,15 @@ class Generation:
                 self._extend(next_sequence_length=1)
 
     def _extend(self, **how: Any) -> None:
-        inputs = self._outer.prepare_inputs_for_generation(self._ids, **self._inputs, **how)
+        inputs = self._outer.prepare_inputs_for_generation(self.tokens, **self._inputs, **how)
         self._inputs[self._cache_name] = inputs[self._cache_name]  # learned prefixes bring another
         logits = self._model(**inputs, return_dict=True).logits
         del inputs
-        chosen = logits[:, -1].to(torch.float32, copy=True).argmax(-1, keepdim=True)
+        # Held until there are new ones, as generate holds them.
+        self._scores = logits[:, -1].to(torch.float32, copy=True)
+        chosen = self._scores.argmax(-1, keepdim=True)
         del logits
-        self._ids = torch.cat([self._ids, chosen], dim=-1)
+        self.tokens = torch.cat([self.tokens, chosen], dim=-1)
         if (positions := self._inputs.get("position_ids")) is not None:
             self._inputs["position_ids"] = torch.cat([positions, positions[:, -1:] + 1], dim=-1)
 

@@ -35,7 +35,9 @@ COMMON = """
 
 
 def outcomes_of(result: pytest.RunResult) -> dict[str, str]:
-    found = re.findall(r"test_it\.py::(\w+)\S* (\w+)|(\w+) test_it\.py::(\w+)", result.stdout.str())
+    word = "(PASSED|FAILED|SKIPPED|ERROR)"
+    test = r"test_it\.py::(\w+)"
+    found = re.findall(rf"{test}\S* {word}|{word} {test}", result.stdout.str())
     return {name or other: outcome or first for name, outcome, first, other in found}
 
 
@@ -161,7 +163,7 @@ def test_a_gpu_that_breaks_is_named_by_the_tests_after_it_and_runs_are_unharmed(
     }
     result.stdout.fnmatch_lines(
         [
-            "llmmem: device sim:rtx4090, report report.json, faults on demand: launch_error_at=1",
+            "llmmem: device sim:rtx4090 *, report report.json, faults on demand: launch_error_at=1",
             "E *torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
             "not measured: the GPU does not work in this process any more since "
             "test_it.py::test_breaks_the_gpu (CUDA error: an illegal memory access was *): only a *",

@@ -98,6 +98,7 @@ def test_a_simulated_gpu_that_pytest_was_started_with_is_no_real_one(
     )
     for name, value in json.loads(run_python(program)).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # it would hide simulated GPUs too
     source = """
         import pytest
         import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,8 @@ from llmmem.errors import InputError, LlmmemError, UnsupportedError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from llmmem.validation.check import Row
 
 __all__ = ["command", "main"]
 
@@ -218,6 +221,52 @@ def execute(device: str, output: str | None, as_json: bool, program: tuple[str, 
 
         write(frame([Record.from_program(result)]), output)
     return result.exit_code
+
+
+@command.command()
+@click.option(
+    "--device",
+    default="sim:h100",
+    show_default=True,
+    metavar="DEVICE",
+    help="cuda, cuda:N, sim or sim:GPU.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="REPORT.csv",
+    help="The table; the page lies beside it.  [default: reports/accuracy-<device>.csv]",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option("--first", type=click.IntRange(min=1), metavar="N", help="Only the first N setups.")
+def validate(device: str, output: Path | None, jobs: int, first: int | None) -> None:
+    """Run and estimate every setup of the accuracy matrix, and write how far off estimates are.
+
+    What the table has already is not run again: an interrupted run can be continued.
+    """
+    from llmmem.devices import parse_device
+    from llmmem.validation.check import validate as check
+    from llmmem.validation.matrix import matrix
+    from llmmem.validation.summary import summary
+
+    name = str(parse_device(device)).replace(":", "-")
+    table = output or Path("reports") / f"accuracy-{name}.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    cases = matrix()[:first]
+    check(
+        cases, device, table, jobs=jobs, progress=lambda row: click.echo(_progress(row), err=True)
+    )
+    page = table.with_suffix(".md")
+    page.write_text(summary(table, device, f"llmmem validate --device {device}"), encoding="utf-8")
+    click.echo(f"{table}, {page}")
+
+
+def _progress(row: Row) -> str:
+    difference = "-"
+    if row.run_allocated is not None and row.trace_allocated is not None:
+        difference = f"{row.trace_allocated - row.run_allocated:+,} B"
+    return f"{row.run_outcome:<11} {row.trace_outcome:<11} {difference:>16}  {row.method:<12} {row.model}"
 
 
 @command.command()

@@ -7,7 +7,7 @@ is in force only inside `gpu_choices`.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from llmmem.estimation.attention import attend, choose_backend
+from llmmem.estimation.autocast import Autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ def gpu_choices(tracer: Tracer) -> Iterator[None]:
     from torch.utils import _foreach_utils
 
     with ExitStack() as stack:
-        functions = stack.enter_context(_FunctionsAsOnGpu(tracer))
+        autocast = Autocast()
+        functions = stack.enter_context(_FunctionsAsOnGpu(tracer, autocast))
         stack.enter_context(
             replaced(torch.autograd, "_engine_run_backward", functions.run_backward)
         )
@@ -46,7 +48,7 @@ def gpu_choices(tracer: Tracer) -> Iterator[None]:
             listed = [*getattr(_foreach_utils, name)(), "meta"]
             for module in (_foreach_utils, optimizer):
                 stack.enter_context(replaced(module, name, lambda listed=listed: listed))
-        stack.enter_context(replaced(torch, "autocast", _autocast_or_nothing))
+        stack.enter_context(_autocast_for_meta(autocast))
         if "peft" in sys.modules:
             stack.enter_context(_emptying_cache(tracer))
         yield
@@ -67,13 +69,37 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-def _autocast_or_nothing(
-    device_type: str, *args: Any, **kwargs: Any
-) -> AbstractContextManager[Any]:
-    """Autocast; libraries also switch it off by this, which is nothing on the meta device."""
-    if device_type == "meta" and not kwargs.get("enabled", True):
-        return nullcontext()
-    return torch.amp.autocast_mode.autocast(device_type, *args, **kwargs)
+@contextmanager
+def _autocast_for_meta(autocast: Autocast) -> Iterator[None]:
+    """What PyTorch and its libraries ask of autocast is answered for the meta device too."""
+    amp = torch.amp
+    enter, is_available = amp.autocast, amp.is_autocast_available
+    is_enabled, dtype_of = torch.is_autocast_enabled, torch.get_autocast_dtype
+
+    def entered(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        if device_type == "meta":
+            return autocast.entered(device_type, *args, **kwargs)
+        return enter(device_type, *args, **kwargs)
+
+    def is_meta(device_type: str | None) -> bool:
+        return device_type in (None, "meta", "cuda")
+
+    with (
+        replaced(torch, "autocast", entered),
+        replaced(amp, "autocast", entered),
+        replaced(amp, "is_autocast_available", lambda d: is_meta(d) or is_available(d)),
+        replaced(
+            torch,
+            "is_autocast_enabled",
+            lambda d=None: autocast.dtype is not None if is_meta(d) else is_enabled(d),
+        ),
+        replaced(
+            torch,
+            "get_autocast_dtype",
+            lambda d: autocast.dtype or torch.float16 if is_meta(d) else dtype_of(d),
+        ),
+    ):
+        yield
 
 
 @contextmanager
@@ -94,16 +120,37 @@ def _emptying_cache(tracer: Tracer) -> Iterator[None]:
         yield
 
 
+def _softmax_of_functional(
+    input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    return _softmax(input, dim, dtype)
+
+
+def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A softmax of float16 in float32 is one kernel, which does without a copy in float32.
+
+    Source: ``aten/src/ATen/native/SoftMax.cpp``, ``softmax``.
+    """
+    if dtype is torch.float32 and input.dtype is torch.float16 and input.device.type == "meta":
+        output: Tensor = torch.ops.aten._softmax(input, dim, True)
+        return output
+    return input.softmax(dim, dtype=dtype)
+
+
 class _FunctionsAsOnGpu(TorchFunctionMode):
     """Functions whose way depends on the device, seen before they are taken apart."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, autocast: Autocast) -> None:
         super().__init__()
         self._tracer = tracer
+        self._autocast = autocast
         self._substitutes: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: self._attention,
             functional.dropout: self._dropout,
             torch.dropout: self._plain_dropout,
+            functional.softmax: _softmax_of_functional,
+            torch.softmax: _softmax,
+            Tensor.softmax: _softmax,
             torch.tensor: self._tensor,
             Tensor.__setitem__: self._set_item,
         }
@@ -111,7 +158,8 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return self._substitutes.get(func, func)(*args, **(kwargs or {}))
+        run = self._substitutes.get(func, func)
+        return self._autocast.call(func, args, kwargs or {}, run)
 
     def _attention(
         self,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmmem.measurement.timeline import Timeline
     from llmmem.setups import Setup
 
-__all__ = ["Comparison", "Moment", "compare", "main"]
+__all__ = ["Comparison", "Moment", "compare", "main", "show"]
 
 EVENTS_BEFORE = 6
 EVENTS_AFTER = 10
@@ -81,13 +81,27 @@ def compare(setup: Setup, gpu: Gpu) -> Comparison:
         InputError: The setup names something that does not exist.
         UnsupportedError: It cannot be traced or run; also if either ran out of memory.
     """
-    traced = tuple(_traced(setup, gpu))
-    ran = tuple(_ran(setup))
+    traced = _in_order(_traced(setup, gpu))
+    ran = _in_order(_ran(setup))
     pairs = enumerate(zip_longest(ran, traced))
     difference = next(
         (i for i, (one, other) in pairs if not (one and other and one.is_same(other))), None
     )
     return Comparison(ran, traced, difference)
+
+
+def _in_order(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+    """Frees without an allocation between them by number: their order makes no difference."""
+    ordered: list[Moment] = []
+    frees: list[Moment] = []
+    for moment in moments:
+        if moment.kind == "free":
+            frees.append(moment)
+            continue
+        ordered += sorted(frees, key=lambda free: free.block)
+        ordered.append(moment)
+        frees.clear()
+    return (*ordered, *sorted(frees, key=lambda free: free.block))
 
 
 def _traced(setup: Setup, gpu: Gpu) -> Iterator[Moment]:
@@ -142,7 +156,8 @@ def _moments(
         yield Moment(event.kind, numbers[event.address], event.bytes, module, place)
 
 
-def _show(found: Comparison) -> None:
+def show(found: Comparison) -> None:
+    """Print the first difference with what came before it, or that there is none."""
     if found.difference is None:
         click.echo(f"equal: {len(found.run)} allocations and frees")
         return
@@ -183,7 +198,7 @@ def _command(source: str, device: str, **options: Any) -> int:
         raise InputError(f"invalid device {device!r} (accepted: sim, sim:GPU)")
     simgpu.activate(chosen.gpu)
     found = compare(setup, find_gpu(chosen.gpu))
-    _show(found)
+    show(found)
     return int(found.difference is not None)
 
 

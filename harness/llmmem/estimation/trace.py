@@ -68,10 +68,6 @@ def _check_supported(setup: Setup) -> None:
             f"parallel strategy {setup.strategy!r} cannot be traced; run the setup instead: one "
             "simulated GPU is enough for a rank of any job"
         )
-    if setup.autocast != "none":
-        raise UnsupportedError(
-            "autocast cannot be traced: it does not exist on the meta device; run the setup instead"
-        )
 
 
 def _tracer(setup: Setup, gpu: Gpu) -> Tracer:

@@ -5,6 +5,7 @@
 #include "faults.h"
 #include "kernels.h"
 #include "streams.h"
+#include "values.h"
 #include "visible.h"
 
 #include <cuda.h>
@@ -743,7 +744,8 @@ cudaError_t cudaGetSymbolSize(size_t *size, const void *host) {
 /* ---- graphs --------------------------------------------------------------------------------------- */
 
 /* Work captured into a graph is done when it is captured, and not again when the graph is launched:
- * the memory of a graph is what its capture took. */
+ * the memory of a graph is what its capture took. What it computed then is not known any more once the
+ * graph is launched, on inputs that may be others. */
 typedef struct user_object {
     void *data;
     cudaHostFn_t destroy;
@@ -758,6 +760,7 @@ typedef struct kept {
 
 typedef struct {
     kept *objects;
+    uint64_t begun, ended; /* when it was captured (sim_values_clock) */
 } graph;
 
 static unsigned long long captures;
@@ -766,14 +769,19 @@ static _Thread_local enum cudaStreamCaptureMode capture_mode;
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     (void)mode;
     sim_stream *s = sim_get_stream(stream);
-    s->graph = calloc(1, sizeof(graph));
+    graph *g = calloc(1, sizeof *g);
+    if (!g) return fail(cudaErrorMemoryAllocation);
+    g->begun = sim_values_clock();
+    s->graph = g;
     s->capture = __atomic_add_fetch(&captures, 1, __ATOMIC_RELAXED);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *captured) {
     sim_stream *s = sim_get_stream(stream);
-    *captured = s->graph;
+    graph *g = s->graph;
+    if (g) g->ended = sim_values_clock();
+    *captured = (cudaGraph_t)g;
     s->graph = NULL;
     s->capture = 0;
     return cudaSuccess;
@@ -847,14 +855,24 @@ cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t *
 }
 
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph_t captured, unsigned long long flags) {
-    (void)captured;
     (void)flags;
-    *executable = calloc(1, sizeof(graph));
+    const graph *g = (const graph *)captured;
+    graph *launched = calloc(1, sizeof *launched);
+    if (!launched) return fail(cudaErrorMemoryAllocation);
+    *launched = (graph){.begun = g->begun, .ended = g->ended};
+    *executable = (cudaGraphExec_t)launched;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t captured, unsigned long long flags) {
     return cudaGraphInstantiateWithFlags(executable, captured, flags);
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    (void)stream;
+    const graph *g = (const graph *)executable;
+    sim_values_forget_between(g->begun, g->ended);
+    return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {

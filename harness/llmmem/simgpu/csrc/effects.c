@@ -57,10 +57,10 @@ static uintptr_t search_end(const sim_effect *e, void **arguments, size_t which)
     uintptr_t at = (uintptr_t)arguments[which], end = stack_end(), list = (uintptr_t)arguments;
     sim_layout ignored;
     if (at % sizeof(uintptr_t) || at + LAYOUT_BYTES > end || at < (uintptr_t)__builtin_frame_address(0)) return at;
-    size_t most = e->parameters[which] == SIM_SMALL_STRUCT ? 2 * sizeof(uintptr_t) : HEAD_BYTES;
+    size_t most = HEAD_BYTES;
     if (e->form == SIM_TENSOR_LISTS)
         most = LISTS_BYTES;
-    else if (e->parameters[which] == SIM_STRUCT && *(const int *)at >= 1 && sim_read_layout((const void *)at, 1, &ignored))
+    else if (*(const int *)at >= 1 && sim_read_layout((const void *)at, 1, &ignored))
         most = LAYOUT_BYTES;
     if (end - at > most) end = at + most;
     if (list > at && list < end) end = list;
@@ -82,7 +82,7 @@ static void forget_structure(const sim_effect *e, void **arguments, size_t which
 static void run_opaque(const sim_effect *e, void **arguments) {
     for (size_t i = 0; i < e->parameter_count; i++) {
         if (e->parameters[i] == SIM_POINTER) sim_written(*(uintptr_t *)arguments[i]);
-        if (e->parameters[i] == SIM_STRUCT || e->parameters[i] == SIM_SMALL_STRUCT) forget_structure(e, arguments, i);
+        if (e->parameters[i] == SIM_STRUCT) forget_structure(e, arguments, i);
     }
 }
 

@@ -31,7 +31,6 @@ typedef enum {
     SIM_POINTER,       /* to what the kernel may write */
     SIM_CONST_POINTER, /* or a structure over constant elements: only read */
     SIM_STRUCT,        /* may hold pointers */
-    SIM_SMALL_STRUCT,  /* the same, of one or two words */
 } sim_parameter;
 
 /* The kinds of a kernel's parameters. Returns their number, 0 if the name does not tell. */

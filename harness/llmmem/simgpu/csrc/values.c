@@ -102,7 +102,7 @@ static void add(const entry *e) {
 }
 
 static void insert(entry e) {
-    e.written = ++clock_now;
+    if (!e.written) e.written = ++clock_now; /* a piece is as old as the whole was */
     if (!overwrite(&e)) {
         forget(e.address, e.size);
         make_room(held_by(&e));
@@ -134,26 +134,43 @@ static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pat
     insert(e);
 }
 
+/* Copy n bytes of an entry out. Of a pattern what is there already is doubled, which keeps its phase. */
 static void part_of(const entry *e, uintptr_t address, unsigned char *out, size_t n) {
     size_t offset = address - e->address;
     if (e->bytes) {
         memcpy(out, e->bytes + offset, n);
         return;
     }
-    for (size_t i = 0; i < n; i++) out[i] = e->pattern[(offset + i) % e->width];
+    size_t done = n < e->width ? n : e->width;
+    for (size_t i = 0; i < done; i++) out[i] = e->pattern[(offset + i) % e->width];
+    for (size_t next; done < n; done += next) {
+        next = done < n - done ? done : n - done;
+        memcpy(out + done, out, next);
+    }
 }
 
-/* Put back the piece [from, to) of an entry that is being replaced. */
+/* A copy of the part [from, to) of an entry; of size 0 if there is no memory for it. */
+static entry piece_of(const entry *e, uintptr_t from, uintptr_t to) {
+    size_t offset = from - e->address;
+    entry piece = {.address = from, .size = to - from, .width = e->width};
+    if (e->bytes)
+        piece.bytes = copy_of(e->bytes + offset, piece.size);
+    else
+        part_of(e, from, piece.pattern, e->width);
+    if (e->known) piece.known = copy_of(e->known + offset, piece.size);
+    if ((e->bytes && !piece.bytes) || (e->known && !piece.known)) {
+        free_bytes(&piece);
+        piece.size = 0;
+    }
+    return piece;
+}
+
+/* Put back the part [from, to) of an entry that is being replaced. */
 static void keep_piece(const entry *e, uintptr_t from, uintptr_t to) {
     if (from >= to) return;
-    size_t offset = from - e->address;
-    if (e->bytes) {
-        insert_bytes(from, e->bytes + offset, e->known ? e->known + offset : NULL, to - from);
-        return;
-    }
-    unsigned char turned[16];
-    part_of(e, from, turned, e->width);
-    insert_pattern(from, to - from, turned, e->width);
+    entry piece = piece_of(e, from, to);
+    piece.written = e->written;
+    if (piece.size) insert(piece);
 }
 
 static void forget(uintptr_t address, size_t n) {
@@ -202,6 +219,20 @@ static void store(uintptr_t address, const unsigned char *data, size_t n) {
         insert_bytes(address, data, NULL, n);
     else
         forget(address, n);
+}
+
+uint64_t sim_values_clock(void) {
+    acquire();
+    uint64_t now = clock_now;
+    release();
+    return now;
+}
+
+void sim_values_forget_between(uint64_t after, uint64_t until) {
+    acquire();
+    for (size_t i = count; i-- > 0;)
+        if (entries[i]->written > after && entries[i]->written <= until) drop(i, i + 1);
+    release();
 }
 
 void sim_values_store(uintptr_t address, const void *data, size_t n) {
@@ -273,19 +304,9 @@ static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
     entry *pieces = end > first ? malloc((end - first) * sizeof *pieces) : NULL;
     *found = pieces ? end - first : 0;
     for (size_t i = 0; i < *found; i++) {
-        const entry *e = entries[first + i];
         uintptr_t from, to;
-        overlap(e, address, n, &from, &to);
-        pieces[i] = (entry){.address = from - address, .size = to - from, .width = e->width};
-        if (e->bytes)
-            pieces[i].bytes = copy_of(e->bytes + (from - e->address), to - from);
-        else
-            part_of(e, from, pieces[i].pattern, e->width);
-        if (e->known) pieces[i].known = copy_of(e->known + (from - e->address), to - from);
-        if ((e->bytes && !pieces[i].bytes) || (e->known && !pieces[i].known)) {
-            free_bytes(&pieces[i]);
-            pieces[i].size = 0;
-        }
+        overlap(entries[first + i], address, n, &from, &to);
+        pieces[i] = piece_of(entries[first + i], from, to);
     }
     return pieces;
 }
@@ -296,7 +317,7 @@ void sim_values_copy(uintptr_t to, uintptr_t from, size_t n) {
     entry *pieces = pieces_of(from, n, &found);
     forget(to, n);
     for (size_t i = 0; i < found; i++) {
-        pieces[i].address += to;
+        pieces[i].address += to - from;
         if (pieces[i].size) insert(pieces[i]);
     }
     free(pieces);

@@ -18,6 +18,9 @@ typedef enum {
 SIM_API void sim_values_forget(uintptr_t address, size_t n);
 /* Forget all that was written together with this byte. */
 SIM_API void sim_values_forget_at(uintptr_t address);
+/* The number of writes so far; forget what was written after one such number, up to another. */
+SIM_API uint64_t sim_values_clock(void);
+SIM_API void sim_values_forget_between(uint64_t after, uint64_t until);
 SIM_API void sim_values_store(uintptr_t address, const void *data, size_t n);
 /* Store what comes from the host. */
 SIM_API void sim_values_receive(uintptr_t address, const void *data, size_t n);

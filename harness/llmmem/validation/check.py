@@ -1,0 +1,181 @@
+"""Estimate beside run, setup by setup: one row each of a table that can be continued."""
+
+from __future__ import annotations
+
+import csv
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, fields
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from llmmem.results import COMPONENTS
+from llmmem.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from llmmem.results import RunResult
+    from llmmem.validation.matrix import Case
+
+__all__ = ["ROW_FIELDS", "Row", "validate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A case of the matrix, run and estimated. Sizes are bytes; ``None`` is not known.
+
+    Attributes:
+        setup: The setup, as `Setup.key`.
+        model: Its model.
+        task: Its task.
+        mode: Its mode.
+        method: Its method, as its parts say: ``full``, ``nf4 LORA``, ``IA3``.
+        optimizer: Its optimizer.
+        is_held_out: Whether the setup was kept back while the estimates were developed.
+        run_outcome: How the run ended.
+        trace_outcome: How the trace ended.
+        message: Why, where one of them is not ok.
+        run_allocated: The allocated peak of the run.
+        trace_allocated: The same of the trace.
+        run_reserved: The reserved peak of the run.
+        trace_reserved: The same of the trace.
+        weights_error: Weights at the allocated peak, trace minus run.
+        gradients_error: The same of gradients.
+        optimizer_error: The same of optimizer state.
+        activations_error: The same of activations.
+        temporaries_error: The same of temporaries.
+        phases_equal: Whether all phases have the same allocated and reserved peaks and components.
+        rule_allocated: What the closed form for the setup says.
+    """
+
+    setup: str
+    model: str
+    task: str
+    mode: str
+    method: str
+    optimizer: str | None
+    is_held_out: bool
+    run_outcome: str
+    trace_outcome: str
+    message: str
+    run_allocated: int | None = None
+    trace_allocated: int | None = None
+    run_reserved: int | None = None
+    trace_reserved: int | None = None
+    weights_error: int | None = None
+    gradients_error: int | None = None
+    optimizer_error: int | None = None
+    activations_error: int | None = None
+    temporaries_error: int | None = None
+    phases_equal: bool | None = None
+    rule_allocated: int | None = None
+
+
+ROW_FIELDS = tuple(field.name for field in fields(Row))
+
+
+def validate(
+    cases: Iterable[Case],
+    device: str,
+    path: Path,
+    *,
+    jobs: int = 1,
+    progress: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """Run and estimate the cases that the table at `path` does not have yet, and add their rows.
+
+    Args:
+        cases: The cases.
+        device: Where to run them.
+        path: The table, a .csv; made if it is not there.
+        jobs: How many at a time, each in processes of its own.
+        progress: Called with each row as it is known.
+
+    Raises:
+        InputError: The device is not valid.
+        UnsupportedError: The device cannot work on this machine.
+    """
+    done = set(_setups_of(path))
+    left = [case for case in cases if case.setup.key() not in done]
+    lock = Lock()
+    with ExitStack() as stack:
+        runners: SimpleQueue[Runner] = SimpleQueue()
+        for _ in range(jobs):
+            runners.put(stack.enter_context(Runner(device)))
+
+        def check(case: Case) -> None:
+            runner = runners.get()
+            try:
+                row = _row(case, runner.run(case.setup))
+            finally:
+                runners.put(runner)
+            with lock:
+                _append(path, row)
+                progress(row)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(check, left):
+                pass
+
+
+def _setups_of(path: Path) -> Iterator[str]:
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from (row["setup"] for row in csv.DictReader(file))
+
+
+def _append(path: Path, row: Row) -> None:
+    is_new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(ROW_FIELDS)
+        writer.writerow("" if value is None else value for value in astuple(row))
+
+
+def _row(case: Case, run: RunResult) -> Row:
+    setup = case.setup
+    trace = run.estimate.trace if run.estimate is not None else None
+    messages = [run.message, trace.message if trace is not None else " ".join(run.notes)]
+    errors: dict[str, int | None] = {}
+    if run.outcome == "ok" and trace is not None and trace.components and run.components:
+        for name in COMPONENTS:
+            error = getattr(trace.components, name) - getattr(run.components, name)
+            errors[f"{name}_error"] = error
+    return Row(
+        setup=setup.key(),
+        model=setup.model,
+        task=setup.task,
+        mode=setup.mode,
+        method=_method(case),
+        optimizer=setup.optimizer,
+        is_held_out=case.is_held_out,
+        run_outcome=run.outcome,
+        trace_outcome="none" if trace is None else trace.outcome,
+        message="; ".join(dict.fromkeys(filter(None, messages))),
+        run_allocated=run.peaks.allocated,
+        trace_allocated=None if trace is None else trace.peaks.allocated,
+        run_reserved=run.peaks.reserved,
+        trace_reserved=None if trace is None else trace.peaks.reserved,
+        phases_equal=None if trace is None else _phases(run) == _phases(trace),
+        rule_allocated=None if run.estimate is None else run.estimate.rules.peak_allocated_bytes,
+        **errors,
+    )
+
+
+def _method(case: Case) -> str:
+    setup = case.setup
+    parts = [] if setup.quantization == "none" else [str(setup.quantization)]
+    if not isinstance(setup.adapter, str) and setup.adapter is not None:
+        parts.append(str(setup.adapter["peft_type"]))
+    return " ".join(parts) or "full"
+
+
+def _phases(result: object) -> list[object]:
+    return [
+        (phase.phase, phase.peaks.allocated, phase.peaks.reserved, phase.components)
+        for phase in getattr(result, "phases", ())
+    ]

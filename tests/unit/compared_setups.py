@@ -1,0 +1,93 @@
+"""Traces and runs of a named set of setups, compared allocation by allocation.
+
+Prints a JSON object: for each name None, or the first difference. Each setup has a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from llmmem import simgpu
+from llmmem.catalogue.gpus import find_gpu
+from llmmem.setups import Setup
+
+CARD = "a100-80gb"
+SETUPS: dict[str, dict[str, Any]] = {
+    "full": {"model": "EleutherAI/pythia-70m", "batch_size": 2},
+    "lora": {"model": "HuggingFaceTB/SmolLM2-135M", "method": "lora", "max_grad_norm": 1.0},
+    "qlora, checkpointing": {
+        "model": "HuggingFaceTB/SmolLM2-135M",
+        "method": "qlora",
+        "gradient_checkpointing": True,
+        "batch_size": 4,
+    },
+    "int8-lora": {"model": "EleutherAI/pythia-160m", "method": "int8-lora"},
+    "autocast": {"model": "facebook/opt-125m", "dtype": "float32", "autocast": "bfloat16"},
+    "eager float16": {
+        "model": "openai-community/gpt2",
+        "dtype": "float16",
+        "attention": "eager",
+        "method": "lora",
+    },
+    "8-bit optimizer, accumulation": {
+        "model": "EleutherAI/pythia-70m",
+        "optimizer": "adamw_bnb_8bit",
+        "gradient_accumulation_steps": 2,
+    },
+    "encoder": {"model": "google-bert/bert-base-uncased", "task": "masked-lm", "batch_size": 8},
+    "local attention": {"model": "answerdotai/ModernBERT-base", "task": "masked-lm"},
+    "encoder and decoder": {
+        "model": "google-t5/t5-small",
+        "task": "seq2seq-lm",
+        "batch_size": 2,
+    },
+    "forward": {"model": "Qwen/Qwen2.5-0.5B", "mode": "forward"},
+    "generate": {"model": "HuggingFaceTB/SmolLM2-135M", "mode": "generate", "new_tokens": 8},
+}
+
+
+def main() -> None:
+    simgpu.activate(CARD)
+    # What every setup needs, once. Not PEFT: it would use CUDA before the fork.
+    import accelerate  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+    print(json.dumps({name: in_child(keys) for name, keys in SETUPS.items()}))  # noqa: T201
+
+
+def in_child(keys: dict[str, Any]) -> str | None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+                json.dump(difference(keys), pipe)
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    found: str | None = json.loads(answer or '"it died"')
+    return found
+
+
+def difference(keys: dict[str, Any]) -> str | None:
+    from llmmem.estimation.diff import compare
+
+    try:
+        found = compare(Setup.from_mapping({"seq_len": 512, **keys}), find_gpu(CARD))
+    except Exception as error:  # it is told
+        return f"{type(error).__name__}: {error}"
+    at = found.difference
+    if at is None:
+        return None
+    return f"{at}: run {found.run[at : at + 1]}, trace {found.trace[at : at + 1]}"
+
+
+if __name__ == "__main__":
+    main()
