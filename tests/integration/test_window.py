@@ -61,13 +61,11 @@ with Window() as early:
 found["reset in a part"] = figures(part.measurement)
 found["reset around a part"] = figures(early.measurement)
 
-for name, reset in {
-    "torch.cuda": torch.cuda.reset_peak_memory_stats,
-    "torch.accelerator": torch.accelerator.reset_peak_memory_stats,
-}.items():
+for name, module in {"torch.cuda": torch.cuda, "torch.accelerator": torch.accelerator}.items():
     with Window() as disturbed:
         hold(512)
-        reset()
+        # Up to PyTorch 2.8 there is one way only to reset them.
+        getattr(module, "reset_peak_memory_stats", torch.cuda.reset_peak_memory_stats)()
         hold(64)
         seen_by_the_program = torch.cuda.max_memory_allocated()
     found[f"reset by {name}"] = figures(disturbed.measurement)
