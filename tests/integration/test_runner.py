@@ -166,13 +166,16 @@ def test_the_allocator_settings_of_the_setup_are_in_force(runner):
 def test_a_run_that_cannot_be_estimated_says_why():
     with Runner("sim:h100") as runner:
         setup = Setup(
-            model=LLAMA, mode="forward", seq_len=128, dtype="float32", autocast="bfloat16"
+            model=LLAMA,
+            mode="forward",
+            seq_len=128,
+            parallel={"strategy": "ddp", "world_size": 2},
         )
         result = runner.run(setup)
     assert result.outcome == "ok", result.message
     assert result.estimate is not None
     assert result.estimate.trace.outcome == "unsupported"
-    assert "autocast" in result.estimate.trace.message
+    assert "parallel" in result.estimate.trace.message
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a real GPU")
