@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +18,8 @@ pytest_plugins = ["pytester"]
 
 # Before pytester gives every test a home of its own: the simulated GPU is compiled only once.
 CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+
+PEFT_OF_THE_OLD_NAME = Version("0.21.2")
 
 
 @pytest.fixture
@@ -53,6 +57,24 @@ def simulated_gpu() -> None:
 
     if problems := simgpu.check():
         pytest.skip(f"no simulated GPU here: {problems[0]}")
+
+
+@pytest.fixture(scope="session")
+def peft_finds_the_cache() -> None:
+    """Learned prompts can generate only where PEFT knows transformers' name for the cache."""
+    if _cache_has_a_new_name() and Version(version("peft")) <= PEFT_OF_THE_OLD_NAME:
+        pytest.skip("this PEFT does not know how this transformers calls the cache")
+
+
+@pytest.fixture(scope="session")
+def peft_loses_the_cache() -> None:
+    """The other pairs of versions."""
+    if not _cache_has_a_new_name() or Version(version("peft")) > PEFT_OF_THE_OLD_NAME:
+        pytest.skip("this PEFT knows how this transformers calls the cache")
+
+
+def _cache_has_a_new_name() -> bool:
+    return Version(version("transformers")) >= Version("5.24")
 
 
 @pytest.fixture

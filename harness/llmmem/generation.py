@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from llmmem.errors import UnsupportedError
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from llmmem.setups import Setup
 
 __all__ = ["Generation"]
+
+# What models call their cache: since transformers 5.24, before it, and Mamba's before it.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+# With a learned prompt, this release and those before it repeat the prompt before every token
+# where the cache has its newest name.
+_PEFT_WITHOUT_CACHE = Version("0.21.2")
 
 
 class Generation:
@@ -108,7 +116,7 @@ class Generation:
         return self._setup.new_tokens or 0
 
     def _find_cache(self) -> str:
-        for name in ("past_key_values", "cache_params"):
+        for name in _CACHE_NAMES:
             if name in self._given:
                 return name
         raise UnsupportedError(
@@ -129,4 +137,12 @@ class Generation:
             raise UnsupportedError(
                 f"{kind} adds to the cache what a static one has no room for: "
                 "use kv_cache 'dynamic'"
+            )
+        if (
+            self._cache_name == "cache"
+            and (peft := Version(version("peft"))) <= _PEFT_WITHOUT_CACHE
+        ):
+            raise UnsupportedError(
+                f"mode 'generate' with {kind}: PEFT {peft} looks for the cache under the name "
+                "that transformers gave it before 5.24; use an older transformers or a newer PEFT"
             )

@@ -100,6 +100,7 @@ def test_the_tokens_are_those_of_transformers(
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("peft_finds_the_cache")
 @pytest.mark.parametrize("peft_type", ["PROMPT_TUNING", "PREFIX_TUNING"])
 def test_learned_prompts_come_before_the_tokens(
     tiny_model: Callable[..., str], peft_type: str
@@ -107,6 +108,15 @@ def test_learned_prompts_come_before_the_tokens(
     adapter = {"peft_type": peft_type, "num_virtual_tokens": 3}
     ours, theirs = generated(setup_of(tiny_model("llama"), adapter=adapter))
     assert ours == theirs
+
+
+@pytest.mark.usefixtures("peft_loses_the_cache")
+def test_learned_prompts_are_refused_where_peft_would_repeat_them(
+    tiny_model: Callable[..., str],
+) -> None:
+    adapter = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
+    with pytest.raises(UnsupportedError, match=r"PEFT \S+ looks for the cache under the name"):
+        generated(setup_of(tiny_model("llama"), adapter=adapter))
 
 
 @pytest.mark.parametrize(
