@@ -108,16 +108,33 @@ def _not_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
     out = tracer.run(func, args, kwargs)
     tensor, bound = args
     if _is_on_device(tensor) and not tensor.is_floating_point() and bound <= 0:
-        tracer.set_all_true(out)
+        tracer.set_true_count(out, out.numel())
+    return out
+
+
+def _set_true(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A mask of zeros is given ones at places that are all different, as a permutation's are."""
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out) and out.dtype is torch.bool:
+        tracer.set_true_count(out, args[2].numel())
+    return out
+
+
+def _is_one(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A mask compared to 1 is that mask."""
+    out = tracer.run(func, args, kwargs)
+    tensor, number = args
+    if _is_on_device(tensor) and tensor.dtype is torch.bool and number == 1:
+        tracer.set_true_count(out, tracer.true_count(tensor))
     return out
 
 
 def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """All is found in what is known to be true, else nothing: as the GPU counts where numbers are 0."""
+    """As many are found as are known to be true, else none: numbers on the device are 0."""
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    found = tensor.numel() if tracer.is_all_true(tensor) else 0
+    found = tracer.true_count(tensor) or 0
     with tracer.scratch(4):
         with tracer.scratch(1):
             pass
@@ -627,6 +644,8 @@ _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
     _logical_not: "logical_not.default bitwise_not.default",
     _not_below: "ge.Scalar",
+    _set_true: "scatter_.src",
+    _is_one: "eq.Scalar",
     _nonzero: "nonzero.default",
     _reduce: (
         "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "

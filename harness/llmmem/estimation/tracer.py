@@ -39,7 +39,7 @@ class _Death(weakref.ref[Any]):
 class _Life:
     """A live storage: the number and the block that it has, and what tells of its end."""
 
-    __slots__ = ("all_true", "block", "death", "number", "truth")
+    __slots__ = ("block", "death", "number", "true_count", "truth")
 
     def __init__(self, death: _Death) -> None:
         self.death = death
@@ -47,8 +47,8 @@ class _Life:
         self.block: Block | None = None
         # What a boolean in it reads as.
         self.truth = True
-        # Whether each of many is known to be true.
-        self.all_true = False
+        # How many of its booleans are true, where that is known.
+        self.true_count: int | None = None
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -185,16 +185,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if life is not None:
             life.truth = truth
 
-    def is_all_true(self, tensor: Tensor) -> bool:
-        """Whether each of the booleans is known to be true."""
+    def true_count(self, tensor: Tensor) -> int | None:
+        """How many of the booleans are true; ``None`` if it is not known."""
         life = self._lives.get(tensor.untyped_storage()._cdata)
-        return life is not None and life.all_true
+        return None if life is None else life.true_count
 
-    def set_all_true(self, tensor: Tensor) -> None:
-        """Each of the booleans is true."""
+    def set_true_count(self, tensor: Tensor, count: int | None) -> None:
+        """From now on so many of the booleans are true."""
         life = self._lives.get(tensor.untyped_storage()._cdata)
         if life is not None:
-            life.all_true = True
+            life.true_count = count
 
     # What the observer of the step uses.
 
