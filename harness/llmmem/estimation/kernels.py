@@ -42,6 +42,8 @@ __all__ = ["aten_handlers"]
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
+# Elements of a tensor whose values no program looks at one by one.
+LARGE = 4096
 
 Arguments: TypeAlias = tuple[Any, ...]
 Keywords: TypeAlias = dict[str, Any]
@@ -111,6 +113,20 @@ def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
     with tracer.scratch(4, 1, 1023):
         pass
     return torch.empty((0, tensor.dim()), dtype=torch.int64, device="meta")
+
+
+# Values that the program writes.
+
+
+def _fill(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The device has no values, and those of a large tensor on the host are on their way there.
+
+    PEFT makes adapters on the host. What is not written takes no time, and no page of memory.
+    """
+    tensor = args[0]
+    if _is_on_device(tensor) or tensor.numel() >= LARGE:
+        return tensor
+    return func(*args, **kwargs)
 
 
 # Reductions.
@@ -583,7 +599,7 @@ def _add(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
             and _is_dense(old)
             and tracer.is_engine_s_own(old)
         ):
-            out = func(*args)
+            out = tracer.compute(func, args, kwargs)
             tracer.hand_over(old, out)
             return out
     return tracer.run(func, args, kwargs)
@@ -612,6 +628,7 @@ _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
     _logical_not: "logical_not.default bitwise_not.default",
     _nonzero: "nonzero.default",
+    _fill: "zero_.default fill_.Scalar normal_.default uniform_.default",
     _reduce: (
         "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "
         "min.default linalg_vector_norm.default norm.Scalar norm.ScalarOpt_dim prod.default "
