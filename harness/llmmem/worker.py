@@ -145,9 +145,9 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         setup = Setup.from_mapping(job["setup"])
         if job["action"] == "estimate":
-            from llmmem.estimation import estimate
+            from llmmem.estimation.alone import estimate_alone
 
-            return {"result": estimate(setup, job["gpu"]).to_dict()}
+            return {"result": estimate_alone(setup, job["gpu"]).to_dict()}
         from llmmem import simgpu
         from llmmem.catalogue.gpus import find_gpu
         from llmmem.measurement.run import run_here

@@ -120,10 +120,14 @@ def estimate(source: str, gpu: str | None, as_json: bool, **options: Any) -> int
         from llmmem.catalogue.gpus import find_gpu
 
         gpu = find_gpu(gpu).name
-    from llmmem.runner import Runner
+    from llmmem.estimation.alone import estimate_alone
 
-    with Runner("estimate") as runner:
-        result = runner.estimate(setup, gpu)
+    try:
+        result = estimate_alone(setup, gpu)
+    except LlmmemError:
+        raise
+    except Exception as error:  # models and libraries may raise anything
+        raise LlmmemError(f"could not estimate: {type(error).__name__}: {error}") from error
     if as_json:
         _print_json(result.to_dict())
     else:

@@ -42,6 +42,8 @@ __all__ = ["aten_handlers"]
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
+# Elements of a tensor whose values no program looks at one by one.
+LARGE = 4096
 
 Arguments: TypeAlias = tuple[Any, ...]
 Keywords: TypeAlias = dict[str, Any]
@@ -143,6 +145,20 @@ def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
         with tracer.scratch(1023):
             pass
     return places.t()
+
+
+# Values that the program writes.
+
+
+def _fill(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The device has no values, and those of a large tensor on the host are on their way there.
+
+    PEFT makes adapters on the host. What is not written takes no time, and no page of memory.
+    """
+    tensor = args[0]
+    if _is_on_device(tensor) or tensor.numel() >= LARGE:
+        return tensor
+    return func(*args, **kwargs)
 
 
 # Reductions.
@@ -615,7 +631,7 @@ def _add(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
             and _is_dense(old)
             and tracer.is_engine_s_own(old)
         ):
-            out = func(*args)
+            out = tracer.compute(func, args, kwargs)
             tracer.hand_over(old, out)
             return out
     return tracer.run(func, args, kwargs)
@@ -647,6 +663,7 @@ _HANDLERS: dict[Handler, str] = {
     _set_true: "scatter_.src",
     _is_one: "eq.Scalar",
     _nonzero: "nonzero.default",
+    _fill: "zero_.default fill_.Scalar normal_.default uniform_.default",
     _reduce: (
         "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "
         "min.default linalg_vector_norm.default norm.Scalar norm.ScalarOpt_dim prod.default "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmmem.catalogue.gpus import Gpu
     from llmmem.setups import Setup
 
-__all__ = ["TraceObserver", "follow", "trace"]
+__all__ = ["TraceObserver", "follow", "trace", "uses_bitsandbytes"]
 
 
 def trace(setup: Setup, gpu: Gpu) -> Trace:
@@ -77,7 +77,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
     handlers = aten_handlers()
-    if _uses_bitsandbytes(setup):
+    if uses_bitsandbytes(setup):
         from llmmem.estimation.quantized import bitsandbytes_handlers
 
         handlers |= bitsandbytes_handlers(gpu)
@@ -90,7 +90,7 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     with ExitStack() as stack:
         if setup.has_adapter:
             import peft  # noqa: F401  # so that its choices can be made as on a GPU
-        if _uses_bitsandbytes(setup):
+        if uses_bitsandbytes(setup):
             from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, quantize_on_meta
 
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
@@ -111,7 +111,8 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     return "ok", ""
 
 
-def _uses_bitsandbytes(setup: Setup) -> bool:
+def uses_bitsandbytes(setup: Setup) -> bool:
+    """Whether its layers or its optimizer are those of bitsandbytes."""
     optimizer = setup.optimizer or ""
     names = ("bnb", "paged", "lion", "ademamix")
     return setup.is_quantized or optimizer == "adamw_8bit" or any(n in optimizer for n in names)

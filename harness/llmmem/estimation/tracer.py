@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.hidden import cublas_workspace
+from llmmem.estimation.memo import OutputMemo
 from llmmem.measurement.attribution import Event
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators: list[Any] = []
         self._operator: Any = None
         self.cudnn_attention_unknown: int | None = None
+        #: Runs an operator on the meta device, without an account of what is born.
+        self.compute = OutputMemo()
         self._handlers = dict(handlers)
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
@@ -97,7 +100,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operator on the meta device; its outputs are born in order."""
-        out = func(*args, **kwargs)
+        out = self.compute(func, args, kwargs)
         self.born(out)
         return out
 
