@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from llmmem.estimation.choices import replaced
 
@@ -51,6 +52,7 @@ def cuda_redirected(tracer: Tracer, reset_peaks: Callable[[], object]) -> Iterat
             stack.enter_context(replaced(torch.accelerator, name, answer))
         stack.enter_context(_default_device_redirected())
         stack.enter_context(_autocast_redirected())
+        stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
         stack.enter_context(_nothing_compiled())
         # Modules then move their parameters as between the host and a GPU: each stays the object
@@ -87,12 +89,13 @@ class _Redirection(TorchFunctionMode):
         super().__init__()
         self._tracer = tracer
         self._substitutes: dict[Any, Callable[..., Any]] = {
+            torch.device: torch.device,  # a name of a device, which is redirected where it is used
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
             Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
-            Tensor.device.__get__: self._device,  # type: ignore[attr-defined]
+            Tensor.device.__get__: self._device,
             Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
             Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
         }
@@ -119,7 +122,7 @@ class _Redirection(TorchFunctionMode):
 
     def run_backward(self) -> Callable[..., Any]:
         """Autograd's engine, with this mode on, as in `llmmem.estimation.choices`."""
-        inner = torch.autograd._engine_run_backward
+        inner = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
@@ -167,7 +170,7 @@ def _default_device_redirected() -> Iterator[None]:
     before = torch.get_default_device()
 
     def set_up_redirected(context: Any, device: Any) -> None:
-        set_up(context, _redirected_argument(device))  # type: ignore[no-untyped-call]
+        set_up(context, _redirected_argument(device))
 
     with replaced(DeviceContext, "__init__", set_up_redirected):
         try:
@@ -201,6 +204,26 @@ def _autocast_redirected() -> Iterator[None]:
         replaced(autocast, "__exit__", leave_redirected),
     ):
         yield
+
+
+@contextmanager
+def _checkpoints_compared() -> Iterator[None]:
+    """What is recomputed is compared with what was saved, of which no mode was told."""
+    extractors = checkpoint._allowed_determinism_checks_to_fns
+    before = dict(extractors)
+
+    def unseen(extract: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def extract_unseen(tensor: Tensor) -> Any:
+            with torch._C.DisableTorchFunction():
+                return extract(tensor)
+
+        return extract_unseen
+
+    extractors.update({name: unseen(extract) for name, extract in before.items()})
+    try:
+        yield
+    finally:
+        extractors.update(before)
 
 
 @contextmanager
@@ -272,7 +295,8 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "empty_cache": allocator.empty_cache,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
-        "stream": lambda stream: nullcontext(stream),
+        "stream": nullcontext,
+        "is_current_stream_capturing": lambda: False,
         "current_stream": lambda *_: _Stream(),
         "default_stream": lambda *_: _Stream(),
         "Stream": _Stream,
@@ -337,6 +361,9 @@ class _Stream:
 
     def query(self) -> bool:
         return True
+
+    def is_capturing(self) -> bool:
+        return False
 
     def record_event(self, event: _Event | None = None) -> _Event:
         return event or _Event()
