@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmmem.errors import InputError, LlmmemError, UnsupportedError
     from llmmem.estimation import estimate
     from llmmem.report import load_report
-    from llmmem.results import Components, Estimate, Peaks, RunResult
+    from llmmem.results import Components, Estimate, Peaks, RunResult, Trace
     from llmmem.runner import Runner, run
     from llmmem.setups import Setup, load_setup
 
@@ -29,6 +29,7 @@ __all__ = [
     "RunResult",
     "Runner",
     "Setup",
+    "Trace",
     "UnsupportedError",
     "__version__",
     "estimate",
@@ -46,6 +47,7 @@ _HOMES = {
     "RunResult": "results",
     "Runner": "runner",
     "Setup": "setups",
+    "Trace": "results",
     "UnsupportedError": "errors",
     "estimate": "estimation",
     "load_report": "report",

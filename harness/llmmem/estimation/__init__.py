@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
-    from llmmem.results import Estimate, Rules
+    from collections.abc import Callable
+
+    from llmmem.catalogue.gpus import Gpu
+    from llmmem.results import Estimate, Rules, Trace
     from llmmem.setups import Setup
 
 __all__ = ["DEFAULT_GPU", "estimate"]
@@ -13,25 +16,54 @@ __all__ = ["DEFAULT_GPU", "estimate"]
 DEFAULT_GPU = "h100"
 
 
-def estimate(setup: Setup, gpu: str | None = None) -> Estimate:
-    """Estimate the peaks of a setup on a card of the GPU catalogue, by rules and by a trace.
+@overload
+def estimate(what: Setup, gpu: str | None = None) -> Estimate: ...
+
+
+@overload
+def estimate(what: Callable[[], object], gpu: str | None = None) -> Trace: ...
+
+
+def estimate(what: Setup | Callable[[], object], gpu: str | None = None) -> Estimate | Trace:
+    """Estimate the peaks of a setup, or of code of one's own, on a card of the GPU catalogue.
+
+    A setup is estimated by rules and by a trace. A function is called once, in this process, with
+    ``cuda`` standing for the card: what it puts there has shapes and no values, ``torch.cuda``
+    answers for the card, numbers that it reads are 0 and booleans are true. It should build its
+    model itself: what it moves to ``cuda`` stays without values.
 
     What cannot be estimated is a result: the trace's outcome is ``unsupported`` or ``oom`` then.
 
     Args:
-        setup: What to estimate.
+        what: A setup, or a function without arguments.
         gpu: Name of the card whose kernels, workspaces and memory are assumed (default: the
             one in this machine if the catalogue has it, else h100).
 
     Raises:
-        InputError: The setup names something that does not exist, or there is no such card.
+        InputError: The setup names something that does not exist, there is no such card, or
+            neither a setup nor a function was given.
     """
     from llmmem.catalogue.gpus import find_gpu
+    from llmmem.errors import InputError
+    from llmmem.setups import Setup
+
+    card = find_gpu(gpu or _present() or DEFAULT_GPU)
+    if isinstance(what, Setup):
+        return _estimate(what, card)
+    if not callable(what):
+        raise InputError(
+            f"cannot estimate {what!r} (accepted: a Setup, a function without arguments)"
+        )
+    from llmmem.estimation.functions import trace_function
+
+    return trace_function(what, card)
+
+
+def _estimate(setup: Setup, card: Gpu) -> Estimate:
     from llmmem.estimation.trace import trace
     from llmmem.results import Estimate
     from llmmem.versions import library_versions
 
-    card = find_gpu(gpu or _present() or DEFAULT_GPU)
     return Estimate(
         setup=setup,
         gpu=card.name,

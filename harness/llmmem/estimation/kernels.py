@@ -98,6 +98,26 @@ def _read_scalar(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     return 0.0 if tensor.is_floating_point() else 0
 
 
+def _to_copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A copy to the host has the values that are read; it takes a detour if it is scattered."""
+    (tensor,) = args
+    device = kwargs.get("device")
+    if not _is_on_device(tensor) or device is None or torch.device(device).type != "cpu":
+        return tracer.run(func, args, kwargs)
+    with tracer.scratch(0 if tensor.is_contiguous() else _nbytes(tensor)):
+        dtype = kwargs.get("dtype") or tensor.dtype
+        if tensor.dtype is torch.bool:
+            return torch.full(tensor.shape, tracer.reads_as(tensor), dtype=dtype)
+        return torch.zeros(tensor.shape, dtype=dtype)
+
+
+def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    target, source = args[:2]
+    if _is_on_device(source) and not _is_on_device(target):
+        return target.copy_(_to_copy(tracer, aten._to_copy.default, (source,), {"device": "cpu"}))
+    return tracer.run(func, args, kwargs)
+
+
 def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     out = tracer.run(func, args, kwargs)
     if out.dtype is torch.bool and out.numel() == 1:
@@ -656,8 +676,18 @@ def _fused_optimizer(tracer: Tracer, func: Any, args: Arguments, kwargs: Keyword
     return func(*args, **kwargs)
 
 
+def _loss_scaling(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Checking and scaling gradients, and the update of the scale: one kernel each, in place."""
+    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+    if _is_on_device(first):
+        return first if isinstance(args[0], Tensor) else None
+    return func(*args, **kwargs)
+
+
 _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
+    _to_copy: "_to_copy.default",
+    _copy: "copy_.default",
     _logical_not: "logical_not.default bitwise_not.default",
     _not_below: "ge.Scalar",
     _set_true: "scatter_.src",
@@ -694,5 +724,8 @@ _HANDLERS: dict[Handler, str] = {
     _efficient_forward: "_scaled_dot_product_efficient_attention.default",
     _efficient_backward: "_scaled_dot_product_efficient_attention_backward.default",
     _add: "add.Tensor",
+    _loss_scaling: (
+        "_amp_foreach_non_finite_check_and_unscale_.default _amp_update_scale_.default"
+    ),
     _fused_optimizer: ("_fused_adamw_ _fused_adam_ _fused_sgd_ _fused_adagrad_"),
 }

@@ -8,6 +8,7 @@ of sight and with the choices that a GPU brings about. It works with any build o
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,14 +24,21 @@ from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.step import execute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.setups import Setup
 
-__all__ = ["TraceObserver", "follow", "trace", "uses_bitsandbytes"]
+__all__ = [
+    "TraceObserver",
+    "assumptions_of",
+    "follow",
+    "outcome_of",
+    "trace",
+    "uses_bitsandbytes",
+]
 
 
 def trace(setup: Setup, gpu: Gpu) -> Trace:
@@ -98,16 +106,27 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        try:
-            execute(setup, torch.device("meta"), observer, move=move)
-        except OutOfMemory as error:
-            return "oom", str(error)
-        except RuntimeError as error:
-            # Operators without a meta kernel, and programs that branch on values.
-            reason = " ".join(str(error).split())
-            raise UnsupportedError(f"the step cannot be traced: {reason}") from error
-        finally:
-            tracer.end()
+        return outcome_of(
+            partial(execute, setup, torch.device("meta"), observer, move=move), tracer
+        )
+
+
+def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
+    """Do the step, with the tracer active; how it ended, and why.
+
+    Raises:
+        UnsupportedError: It cannot be traced.
+    """
+    try:
+        step()
+    except OutOfMemory as error:
+        return "oom", str(error)
+    except RuntimeError as error:
+        # Operators without a meta kernel, and programs that branch on values.
+        reason = " ".join(str(error).split())
+        raise UnsupportedError(f"the step cannot be traced: {reason}") from error
+    finally:
+        tracer.end()
     return "ok", ""
 
 
@@ -119,15 +138,19 @@ def uses_bitsandbytes(setup: Setup) -> bool:
 
 
 def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
-    assumed = [
+    if setup.quantization != "int8":
+        return assumptions_of(gpu)
+    return (*assumptions_of(gpu), "no activation is an outlier of LLM.int8")
+
+
+def assumptions_of(gpu: Gpu) -> tuple[str, ...]:
+    """What every trace for the card takes for granted."""
+    return (
         f"kernels and workspaces of {gpu.title}",
         "operators as in PyTorch 2.14",
         "attention: cuDNN, flash, memory-efficient or math by PyTorch's rules",
-    ]
-    if setup.quantization == "int8":
-        assumed.append("no activation is an outlier of LLM.int8")
-    assumed.append(f"CUDA context {gpu.context_source}")
-    return tuple(assumed)
+        f"CUDA context {gpu.context_source}",
+    )
 
 
 class TraceObserver:
@@ -161,6 +184,10 @@ class TraceObserver:
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
         """Say what the tensors are."""
         self.timeline.label(component, tensors)
+
+    def reset_peaks(self) -> None:
+        """Start anew to look for the highest bytes, as the traced program asks for."""
+        self._collect()
 
     def result(
         self, outcome: Outcome, message: str, gpu: Gpu, assumptions: tuple[str, ...]

@@ -94,7 +94,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if handler is None:
             handler = self._handlers[func] = _default_handler(func)
         self._operator = func
-        return handler(self, func, args, kwargs or {})
+        # In backward function modes are on, which are for the program alone.
+        with torch._C.DisableTorchFunction():
+            return handler(self, func, args, kwargs or {})
 
     # What handlers use.
 
@@ -207,9 +209,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def address(self, tensor: Tensor) -> int | None:
         """What the events call the tensor's block; ``None`` if it has none."""
-        if tensor.device.type != "meta":
-            return None
-        life = self._lives.get(tensor.untyped_storage()._cdata)
+        with torch._C.DisableTorchFunction():
+            if tensor.device.type != "meta":
+                return None
+            life = self._lives.get(tensor.untyped_storage()._cdata)
         return None if life is None else life.number
 
     def end(self) -> None:

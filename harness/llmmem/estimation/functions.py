@@ -1,0 +1,124 @@
+"""A trace of a user's own code: a function that is written for a GPU, run on the meta device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from llmmem.errors import UnsupportedError
+from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
+from llmmem.estimation.choices import gpu_choices
+from llmmem.estimation.kernels import aten_handlers
+from llmmem.estimation.redirect import cuda_redirected
+from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
+from llmmem.estimation.tracer import Tracer
+from llmmem.optimizers import state_tensors
+from llmmem.results import Peaks, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+    from llmmem.catalogue.gpus import Gpu
+
+__all__ = ["trace_function"]
+
+ASSUMPTIONS = (
+    "values read from the device: numbers are 0, booleans are true",
+    "torch.compile left out: all runs eagerly",
+)
+
+
+def trace_function(
+    function: Callable[[], object], gpu: Gpu, assumptions: tuple[str, ...] = ()
+) -> Trace:
+    """Estimate the peaks of a function on a card, in bytes, by running it as if on that card.
+
+    Settings of the allocator are those of this process's environment. The function's own errors
+    are raised, but for a `RuntimeError`: with that the outcome is ``unsupported``.
+
+    Args:
+        function: Called once.
+        gpu: The card.
+        assumptions: What is assumed besides.
+    """
+    assumed = (*assumptions_of(gpu), *ASSUMPTIONS, *assumptions)
+    try:
+        observer = TraceObserver(_tracer(gpu))
+        with _as_on_gpu(observer):
+            outcome, message = outcome_of(function, observer.tracer)
+    except UnsupportedError as error:
+        return Trace("unsupported", str(error), Peaks(), assumptions=assumed)
+    return observer.result(outcome, message, gpu, assumed)
+
+
+def _tracer(gpu: Gpu) -> Tracer:
+    settings = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    allocator = CachingAllocator(
+        AllocatorConfig.parse(settings or ""),
+        total_bytes=gpu.total_bytes,
+        free_bytes=gpu.total_bytes - gpu.context_bytes,
+    )
+    handlers = aten_handlers()
+    if "bitsandbytes" in sys.modules:
+        from llmmem.estimation.quantized import bitsandbytes_handlers
+
+        handlers |= bitsandbytes_handlers(gpu)
+    return Tracer(allocator, gpu, handlers)
+
+
+@contextmanager
+def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
+    tracer = observer.tracer
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if "bitsandbytes" in sys.modules:
+            from llmmem.estimation.quantized import bitsandbytes_as_on_gpu
+
+            stack.enter_context(bitsandbytes_as_on_gpu(tracer))
+        stack.enter_context(observer.timeline.recording_calls())
+        stack.enter_context(_labelling(observer))
+        stack.enter_context(gpu_choices(tracer))
+        stack.enter_context(tracer)
+        stack.enter_context(cuda_redirected(tracer, observer.reset_peaks))
+        yield
+
+
+@contextmanager
+def _labelling(observer: TraceObserver) -> Iterator[None]:
+    """Weights are what called modules hold; gradients and states what optimizers step with."""
+    known: set[int] = set()
+
+    def on_call(module: nn.Module, args: Any) -> None:
+        if id(module) not in known:
+            known.update(map(id, module.modules()))
+            observer.watch(module)
+            observer.label("weights", [*module.parameters(), *module.buffers()])
+
+    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        observer.label("gradients", [p.grad for p in parameters if p.grad is not None])
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        observer.label("optimizer", state_tensors(optimizer))
+
+    hooks = (
+        register_module_forward_pre_hook(on_call),
+        register_optimizer_step_pre_hook(before_step),
+        register_optimizer_step_post_hook(after_step),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,390 @@
+"""CUDA as a program sees it, on the meta device: devices, the functions of ``torch.cuda``, values.
+
+Inside `cuda_redirected` a program that is written for a GPU runs on any build of PyTorch. What it
+puts on ``cuda`` goes to the meta device, where the tracer sees it, and says that it is on
+``cuda:0``; what it asks of the card is answered by the card of the catalogue and by the allocator's
+model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+
+from llmmem.estimation.choices import replaced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from llmmem.estimation.tracer import Tracer
+
+__all__ = ["cuda_redirected"]
+
+CUDA = torch.device("cuda", 0)
+META = torch.device("meta")
+_CUDA_NAME = re.compile(r"cuda(:\d+)?")
+# Made of values on the host, without an operator that a dispatch mode sees.
+_FROM_VALUES = (torch.as_tensor, torch.asarray, Tensor.new_tensor)
+
+
+@contextmanager
+def cuda_redirected(tracer: Tracer, reset_peaks: Callable[[], object]) -> Iterator[None]:
+    """Run what is inside as if the tracer's card were in this machine.
+
+    `gpu_choices` must be in force: autocast for ``cuda`` becomes what that makes of it.
+
+    Args:
+        tracer: Sees what is put on the device.
+        reset_peaks: Called instead of ``torch.cuda.reset_peak_memory_stats``.
+    """
+    with ExitStack() as stack:
+        for name, answer in _cuda_answers(tracer, reset_peaks).items():
+            stack.enter_context(replaced(torch.cuda, name, answer))
+        for name, answer in _accelerator_answers().items():
+            stack.enter_context(replaced(torch.accelerator, name, answer))
+        stack.enter_context(_default_device_redirected())
+        stack.enter_context(_autocast_redirected())
+        stack.enter_context(_checkpoints_compared())
+        stack.enter_context(_nothing_pinned())
+        stack.enter_context(_nothing_compiled())
+        # Modules then move their parameters as between the host and a GPU: each stays the object
+        # that it is (see `_Redirection._set_data`).
+        stack.enter_context(
+            replaced(torch, "_has_compatible_shallow_copy_type", lambda old, new: True)
+        )
+        redirection = stack.enter_context(_Redirection(tracer))
+        stack.enter_context(
+            replaced(torch.autograd, "_engine_run_backward", redirection.run_backward())
+        )
+        yield
+
+
+def _redirected(device: Any) -> Any:
+    """The meta device for any name of a CUDA device; whatever else it is stays."""
+    if isinstance(device, torch.device):
+        return META if device.type == "cuda" else device
+    if isinstance(device, str):
+        return META if _CUDA_NAME.fullmatch(device) else device
+    return device
+
+
+def _redirected_argument(device: Any) -> Any:
+    """The same for what can only be a device, which may be told by its number."""
+    is_number = isinstance(device, int) and not isinstance(device, bool)
+    return META if is_number else _redirected(device)
+
+
+class _Redirection(TorchFunctionMode):
+    """Sends what is meant for CUDA to the meta device, and lets tensors there say ``cuda:0``."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._substitutes: dict[Any, Callable[..., Any]] = {
+            torch.device: torch.device,  # a name of a device, which is redirected where it is used
+            Tensor.cuda: self._cuda,
+            Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            Tensor.pin_memory: lambda tensor, *_: tensor,
+            Tensor.__format__: self._format,
+            Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
+            Tensor.device.__get__: self._device,
+            Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
+            Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        substitute = self._substitutes.get(func)
+        if substitute is not None:
+            return substitute(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = _redirected_argument(kwargs["device"])
+        if kwargs.get("pin_memory"):
+            del kwargs["pin_memory"]
+        if func is Tensor.to and len(args) > 1:
+            args = (args[0], _redirected_argument(args[1]), *args[2:])
+        else:
+            args = tuple(map(_redirected, args))
+        out = func(*args, **kwargs)
+        if func in _FROM_VALUES:
+            self._tracer.born(out)
+        return out
+
+    def run_backward(self) -> Callable[..., Any]:
+        """Autograd's engine, with this mode on, as in `llmmem.estimation.choices`."""
+        inner = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return inner(*args, **kwargs)
+
+        return run
+
+    def _device(self, tensor: Tensor) -> torch.device:
+        device: torch.device = tensor.device
+        return CUDA if device.type == "meta" else device
+
+    def _cuda(
+        self,
+        tensor: Tensor,
+        device: Any = None,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> Tensor:
+        return tensor.to(META, non_blocking=non_blocking, memory_format=memory_format)
+
+    def _format(self, tensor: Tensor, spec: str) -> str:
+        value = tensor.detach().item() if tensor.is_meta and tensor.dim() == 0 else tensor
+        return format(value, spec)
+
+    def _set_data(self, tensor: Tensor, value: Tensor) -> None:
+        """``tensor.data = value``, which PyTorch allows between the host and CUDA only."""
+        if tensor.is_meta == value.is_meta:
+            tensor.data = value
+            return
+        new: Tensor
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(value.detach(), requires_grad=tensor.requires_grad)
+        else:
+            new = value.detach().requires_grad_(tensor.requires_grad)
+        vars(new).update(vars(tensor))
+        torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _default_device_redirected() -> Iterator[None]:
+    """``torch.set_default_device``, undone in the end, and ``with torch.device("cuda")``."""
+    from torch.utils._device import DeviceContext
+
+    set_up = DeviceContext.__init__
+    before = torch.get_default_device()
+
+    def set_up_redirected(context: Any, device: Any) -> None:
+        set_up(context, _redirected_argument(device))
+
+    with replaced(DeviceContext, "__init__", set_up_redirected):
+        try:
+            yield
+        finally:
+            if torch.get_default_device() != before:
+                torch.set_default_device(None if before.type == "cpu" else before)
+
+
+@contextmanager
+def _autocast_redirected() -> Iterator[None]:
+    """Autocast for CUDA becomes autocast for the meta device, under all names of the class."""
+    autocast = torch.amp.autocast_mode.autocast
+    enter, leave, on_meta = autocast.__enter__, autocast.__exit__, torch.autocast
+    inside: list[Any] = []
+
+    def enter_redirected(self: Any) -> Any:
+        if self.device != "cuda":
+            return enter(self)  # type: ignore[no-untyped-call]
+        inside.append(on_meta("meta", dtype=self.fast_dtype, enabled=self._enabled))
+        inside[-1].__enter__()
+        return self
+
+    def leave_redirected(self: Any, *error: Any) -> Any:
+        if self.device != "cuda":
+            return leave(self, *error)
+        return inside.pop().__exit__(*error)
+
+    with (
+        replaced(autocast, "__enter__", enter_redirected),
+        replaced(autocast, "__exit__", leave_redirected),
+    ):
+        yield
+
+
+@contextmanager
+def _checkpoints_compared() -> Iterator[None]:
+    """What is recomputed is compared with what was saved, of which no mode was told."""
+    extractors = checkpoint._allowed_determinism_checks_to_fns
+    before = dict(extractors)
+
+    def unseen(extract: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def extract_unseen(tensor: Tensor) -> Any:
+            with torch._C.DisableTorchFunction():
+                return extract(tensor)
+
+        return extract_unseen
+
+    extractors.update({name: unseen(extract) for name, extract in before.items()})
+    try:
+        yield
+    finally:
+        extractors.update(before)
+
+
+@contextmanager
+def _nothing_pinned() -> Iterator[None]:
+    """Data loaders give their batches as they are: their threads see no mode."""
+    from torch.utils.data._utils import pin_memory
+
+    with replaced(pin_memory, "pin_memory", lambda data, device=None: data):
+        yield
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Run eagerly what is, or has been, given to ``torch.compile``."""
+
+    def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
+        return (lambda function: function) if model is None else model
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(torch, "compile", compile_nothing))
+        stack.enter_context(replaced(nn.Module, "compile", lambda self, *_, **__: None))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[str, Any]:
+    gpu, allocator = tracer.gpu, tracer.allocator
+
+    def free_and_total(*_: object) -> tuple[int, int]:
+        return gpu.total_bytes - gpu.context_bytes - allocator.reserved, gpu.total_bytes
+
+    def statistics(*_: object) -> dict[str, int]:
+        return {
+            "allocated_bytes.all.current": allocator.allocated,
+            "allocated_bytes.all.peak": allocator.peak_allocated,
+            "reserved_bytes.all.current": allocator.reserved,
+            "reserved_bytes.all.peak": allocator.peak_reserved,
+            "num_alloc_retries": allocator.num_alloc_retries,
+            "num_ooms": allocator.num_ooms,
+        }
+
+    properties = SimpleNamespace(
+        name=gpu.title,
+        major=gpu.compute_capability[0],
+        minor=gpu.compute_capability[1],
+        total_memory=gpu.total_bytes,
+        multi_processor_count=gpu.sm_count,
+        L2_cache_size=gpu.l2_bytes,
+        warp_size=32,
+    )
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "is_bf16_supported": lambda *_, **__: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "device": _Device,
+        "get_device_name": lambda *_: gpu.title,
+        "get_device_capability": lambda *_: gpu.compute_capability,
+        "get_device_properties": lambda *_: properties,
+        "mem_get_info": free_and_total,
+        "memory_stats": statistics,
+        "memory_allocated": lambda *_: allocator.allocated,
+        "max_memory_allocated": lambda *_: allocator.peak_allocated,
+        "memory_reserved": lambda *_: allocator.reserved,
+        "max_memory_reserved": lambda *_: allocator.peak_reserved,
+        "reset_peak_memory_stats": lambda *_: reset_peaks(),
+        "empty_cache": allocator.empty_cache,
+        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+        "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
+        "stream": nullcontext,
+        "is_current_stream_capturing": lambda: False,
+        "current_stream": lambda *_: _Stream(),
+        "default_stream": lambda *_: _Stream(),
+        "Stream": _Stream,
+        "Event": _Event,
+        **dict.fromkeys(_WITHOUT_ANSWER, _do_nothing),
+    }
+
+
+_WITHOUT_ANSWER = (
+    "init",
+    "ipc_collect",
+    "manual_seed",
+    "manual_seed_all",
+    "reset_accumulated_memory_stats",
+    "seed",
+    "seed_all",
+    "set_device",
+    "set_rng_state",
+    "set_rng_state_all",
+    "synchronize",
+)
+
+
+def _accelerator_answers() -> Mapping[str, Any]:
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": lambda *_, **__: torch.device("cuda"),
+        "current_device_index": lambda: 0,
+        "set_device_index": _do_nothing,
+        "current_stream": lambda *_: _Stream(),
+        "synchronize": _do_nothing,
+    }
+
+
+def _do_nothing(*args: object, **kwargs: object) -> None:
+    pass
+
+
+class _Device:
+    """``torch.cuda.device``: there is one."""
+
+    def __init__(self, device: object) -> None:
+        self.idx = 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _Stream:
+    """A stream on which all is done."""
+
+    device = CUDA
+    cuda_stream = 0
+    wait_stream = wait_event = synchronize = _do_nothing
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        return event or _Event()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _Event:
+    """An event that has happened; an estimate has no clock."""
+
+    record = wait = synchronize = _do_nothing
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 0.0

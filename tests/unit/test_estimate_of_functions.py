@@ -1,0 +1,181 @@
+"""Estimates of functions that are written for a GPU, on any build of PyTorch."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import llmmem
+from llmmem.catalogue.gpus import find_gpu
+from llmmem.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+L40S = find_gpu("l40s")
+FILE = Path(__file__).with_name("cuda_programs.py")
+PROGRAMS = runpy.run_path(str(FILE))["PROGRAMS"]
+RUN = """
+import runpy
+import sys
+
+from llmmem import simgpu
+
+simgpu.activate("l40s")
+runpy.run_path(sys.argv[1])["PROGRAMS"][sys.argv[2]]()
+
+import torch
+
+print(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+"""
+
+
+def estimated(function: Callable[[], object]) -> llmmem.Trace:
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "ok", trace.message
+    return trace
+
+
+@pytest.mark.filterwarnings("ignore:`:FutureWarning")  # of transformers, about its own names
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_function_is_estimated_as_it_runs_on_the_simulated_gpu(
+    name: str, simulated_gpu: None
+) -> None:
+    program = [sys.executable, "-c", RUN, str(FILE), name]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    peaks = estimated(PROGRAMS[name]).peaks
+    assert done.stdout.split() == [str(peaks.allocated), str(peaks.reserved)]
+
+
+def test_what_is_put_on_cuda_is_there_and_takes_memory() -> None:
+    seen: dict[str, Any] = {}
+
+    def function() -> None:
+        model = nn.Linear(1024, 1024)
+        weight = model.weight
+        model.cuda()
+        moved = model.to(torch.device("cuda", 0))
+        batch = torch.ones(4, 1024).to("cuda:0")
+        seen.update(
+            is_same=moved.weight is weight,
+            devices={tensor.device for tensor in (weight, batch, model(batch))},
+            is_cuda=batch.is_cuda,
+            number=batch.get_device(),
+            on_host=batch.cpu().device.type,
+            made=torch.ones_like(batch).device,
+            default=_made_by_default(),
+        )
+
+    trace = estimated(function)
+    cuda = torch.device("cuda", 0)
+    assert seen == {
+        "is_same": True,
+        "devices": {cuda},
+        "is_cuda": True,
+        "number": 0,
+        "on_host": "cpu",
+        "made": cuda,
+        "default": [cuda, cuda],
+    }
+    assert trace.components is not None
+    assert trace.components.weights == 4 * 1024 * 1024 + 4 * 1024
+
+
+def _made_by_default() -> list[torch.device]:
+    with torch.device("cuda"):
+        inside = torch.zeros(2).device
+    torch.set_default_device("cuda")
+    return [inside, torch.zeros(2).device]
+
+
+def test_values_that_are_read_are_zeros_and_truth() -> None:
+    seen: list[Any] = []
+
+    def function() -> None:
+        values = torch.randn(3, device="cuda")
+        seen.extend([values.sum().item(), values.tolist(), values.cpu().numpy().tolist()])
+        seen.extend([f"{values.mean():.2f}", bool((values == values).all())])
+
+    estimated(function)
+    assert seen == [0.0, [0.0] * 3, [0.0] * 3, "0.00", True]
+
+
+def test_torch_cuda_answers_for_the_card_and_its_memory() -> None:
+    seen: dict[str, Any] = {}
+
+    def function() -> None:
+        seen.update(
+            available=torch.cuda.is_available(),
+            count=torch.cuda.device_count(),
+            name=torch.cuda.get_device_name(),
+            capability=torch.cuda.get_device_capability(0),
+            total=torch.cuda.get_device_properties(0).total_memory,
+        )
+        large = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+        del large
+        seen["peak"] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        seen["after"] = (torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
+        torch.cuda.empty_cache()
+        seen["free"], _ = torch.cuda.mem_get_info()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.synchronize()
+
+    trace = estimated(function)
+    assert seen == {
+        "available": True,
+        "count": 1,
+        "name": L40S.title,
+        "capability": (8, 9),
+        "total": L40S.total_bytes,
+        "peak": 64 * MIB,
+        "after": (0, 64 * MIB),
+        "free": L40S.total_bytes - L40S.context_bytes,
+    }
+    assert (trace.peaks.allocated, trace.peaks.reserved) == (64 * MIB, 64 * MIB)
+
+
+def test_a_card_that_is_too_small_is_an_outcome() -> None:
+    trace = llmmem.estimate(lambda: torch.empty(60 * GIB, dtype=torch.uint8, device="cuda"), "l40s")
+    assert trace.outcome == "oom"
+    assert trace.peaks.allocated == 0
+
+
+def test_errors_of_the_function_are_its_own() -> None:
+    def function() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        llmmem.estimate(function, "l40s")
+
+
+def test_an_estimate_of_a_function_leaves_nothing_behind() -> None:
+    def watched() -> list[Any]:
+        autocast = torch.amp.autocast_mode.autocast
+        named = [torch.compile, torch.autocast, autocast.__enter__, autocast.__exit__]
+        named += [torch.autograd._engine_run_backward, torch.get_default_device()]
+        named += [torch._has_compatible_shallow_copy_type, torch.random.get_rng_state().tolist()]
+        named += [torch.utils.data._utils.pin_memory.pin_memory, nn.Module.compile]
+        checks = dict(torch.utils.checkpoint._allowed_determinism_checks_to_fns)
+        return [*named, checks, dict(vars(torch.cuda)), dict(vars(torch.accelerator))]
+
+    def function() -> None:
+        torch.set_default_device("cuda")
+        torch.compile(nn.Linear(8, 8))(torch.randn(2, 8)).sum().backward()
+
+    before = watched()
+    first = estimated(function)
+    assert watched() == before
+    assert estimated(function) == first
+
+
+def test_neither_a_setup_nor_a_function_is_an_input_error() -> None:
+    with pytest.raises(llmmem.InputError, match="accepted: a Setup, a function"):
+        llmmem.estimate(Path("train.py"), "l40s")  # type: ignore[call-overload]
