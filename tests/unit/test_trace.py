@@ -224,6 +224,8 @@ def test_an_estimate_has_rules_and_a_trace_and_says_what_it_assumed() -> None:
     assert found.rules.peak_allocated_bytes == PARAMETERS * 8
     assert found.trace.outcome == "ok"
     assert any("RTX 4090" in assumption for assumption in found.trace.assumptions)
+    chosen = f"attention: flash, as PyTorch {torch.__version__} chooses on this card"
+    assert chosen in found.trace.assumptions
     assert found.versions["torch"] == torch.__version__
     assert found.versions["cuda"] == torch.version.cuda
     assert type(found).from_dict(found.to_dict()) == found

@@ -175,6 +175,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         backend = choose_backend(
             query, key, value, attn_mask, dropout_p, is_causal, self._tracer.gpu
         )
+        self._tracer.attention_backends.add(backend)
         return attend(
             backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
         )

@@ -148,7 +148,6 @@ def assumptions_of(gpu: Gpu) -> tuple[str, ...]:
     return (
         f"kernels and workspaces of {gpu.title}",
         "operators as in PyTorch 2.14",
-        "attention: cuDNN, flash, memory-efficient or math by PyTorch's rules",
         f"CUDA context {gpu.context_source}",
     )
 
@@ -194,6 +193,10 @@ class TraceObserver:
     ) -> Trace:
         """The peaks, with what held them."""
         self._collect()
+        if self.tracer.attention_backends:
+            backends = ", ".join(sorted(self.tracer.attention_backends))
+            chosen = f"attention: {backends}, as PyTorch {torch.__version__} chooses on this card"
+            assumptions = (*assumptions, chosen)
         unknown = self.tracer.cudnn_attention_unknown
         if unknown is not None:
             assumptions = (*assumptions, cudnn_attention(unknown))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.estimation.allocator import Block, CachingAllocator
+    from llmmem.estimation.attention import Backend
 
 __all__ = ["Handler", "Tracer"]
 
@@ -63,6 +64,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         events: Allocations and frees so far, in order.
         operators: For each event, the operator that was seen last.
+        attention_backends: Those of scaled dot product attention that were taken.
         cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
             beyond what is traced, at most; None where there was none.
     """
@@ -74,6 +76,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self.gpu = gpu
         self.events: list[Event] = []
+        self.attention_backends: set[Backend] = set()
         self.operators: list[Any] = []
         self._operator: Any = None
         self.cudnn_attention_unknown: int | None = None
