@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llmmem.errors import InputError
 from llmmem.results import COMPONENTS
 from llmmem.runner import Runner
 
@@ -35,7 +36,7 @@ class Row:
         method: Its method, as its parts say: ``full``, ``nf4 LORA``, ``IA3``.
         optimizer: Its optimizer.
         is_held_out: Whether the setup was kept back while the estimates were developed.
-        run_outcome: How the run ended.
+        run_outcome: How the run ended; ``invalid`` where the libraries refuse the setup.
         trace_outcome: How the trace ended.
         message: Why, where one of them is not ok.
         run_allocated: The allocated peak of the run.
@@ -110,6 +111,8 @@ def validate(
             runner = runners.get()
             try:
                 row = _row(case, runner.run(case.setup))
+            except InputError as error:
+                row = _refused(case, str(error))
             finally:
                 runners.put(runner)
             with lock:
@@ -136,8 +139,11 @@ def _append(path: Path, row: Row) -> None:
         writer.writerow("" if value is None else value for value in astuple(row))
 
 
+def _refused(case: Case, message: str) -> Row:
+    return _of_case(case, run_outcome="invalid", trace_outcome="invalid", message=message)
+
+
 def _row(case: Case, run: RunResult) -> Row:
-    setup = case.setup
     trace = run.estimate.trace if run.estimate is not None else None
     messages = [run.message, trace.message if trace is not None else " ".join(run.notes)]
     errors: dict[str, int | None] = {}
@@ -145,14 +151,8 @@ def _row(case: Case, run: RunResult) -> Row:
         for name in COMPONENTS:
             error = getattr(trace.components, name) - getattr(run.components, name)
             errors[f"{name}_error"] = error
-    return Row(
-        setup=setup.key(),
-        model=setup.model,
-        task=setup.task,
-        mode=setup.mode,
-        method=_method(case),
-        optimizer=setup.optimizer,
-        is_held_out=case.is_held_out,
+    return _of_case(
+        case,
         run_outcome=run.outcome,
         trace_outcome="none" if trace is None else trace.outcome,
         message="; ".join(dict.fromkeys(filter(None, messages))),
@@ -163,6 +163,20 @@ def _row(case: Case, run: RunResult) -> Row:
         phases_equal=None if trace is None else _phases(run) == _phases(trace),
         rule_allocated=None if run.estimate is None else run.estimate.rules.peak_allocated_bytes,
         **errors,
+    )
+
+
+def _of_case(case: Case, **found: Any) -> Row:
+    setup = case.setup
+    return Row(
+        setup=setup.key(),
+        model=setup.model,
+        task=setup.task,
+        mode=setup.mode,
+        method=_method(case),
+        optimizer=setup.optimizer,
+        is_held_out=case.is_held_out,
+        **found,
     )
 
 
