@@ -80,6 +80,10 @@ def page(table: pd.DataFrame) -> str:
         "",
         f"{len(table) - len(others)} of {len(table)} are estimated.",
         "",
+        "With a mixture of experts, QLoRA takes more than LoRA: bitsandbytes quantizes linear layers, "
+        "transformers keeps experts as parameters of their own, and PEFT's preparation casts what is "
+        "not quantized to float32.",
+        "",
     ]
     if len(others):
         parts += [
