@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -262,8 +263,16 @@ def validate(device: str, output: Path | None, jobs: int, first: int | None) -> 
         cases, device, table, jobs=jobs, progress=lambda row: click.echo(_progress(row), err=True)
     )
     page = table.with_suffix(".md")
-    page.write_text(summary(table, device, f"llmmem validate --device {device}"), encoding="utf-8")
+    to = "" if output is None else f" --output {output}"
+    command = f"{_settings()}llmmem validate --device {device}{to}"
+    page.write_text(summary(table, device, command), encoding="utf-8")
     click.echo(f"{table}, {page}")
+
+
+def _settings() -> str:
+    """What is set in the environment that decides memory, as one sets it for one command."""
+    names = ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return "".join(f"{name}={os.environ[name]} " for name in names if name in os.environ)
 
 
 def _progress(row: Row) -> str:

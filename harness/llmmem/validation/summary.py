@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmmem.versions import library_versions
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -33,13 +35,16 @@ def summary(path: Path, device: str, command: str) -> str:
 
     table = pd.read_csv(path)
     both = table[(table.run_outcome == "ok") & (table.trace_outcome == "ok")]
+    equal = len(both) - len(_different(both))
     parts = [
         f"# Accuracy of estimates against {device}\n",
-        f"Made by `{command}`: estimate beside run over the accuracy matrix "
+        f"Made by `{command}` ({_versions()}): estimate beside run over the accuracy matrix "
         f"({len(table)} setups of {table.model.nunique()} models; "
         f"`llmmem/validation/matrix.py`). Errors are of the peak, in percent of the run's; equal "
         "means to the byte. Held out are the setups that were drawn before the estimates were "
         "developed, and not looked at.\n",
+        f"Both peaks are equal to the byte in {equal} of the {len(both)} setups that ran to their "
+        "end and were traced.\n",
         _section("Trace, allocated peak", _by_part(both, "allocated")),
         _section("Trace, reserved peak", _by_part(both, "reserved")),
         _section("Trace, allocated peak, by method", _by_method(both)),
@@ -73,13 +78,13 @@ def _line(name: str, estimates: pd.Series[float], runs: pd.Series[float]) -> str
         f"{size.quantile(0.95):.4f}%",
         f"{size.max():.4f}%",
         f"{error.mean():+.4f}%",
-        f"{int((error < 0).sum())}",
+        f"{100 * (error < 0).mean():.1f}%",
     )
     return "| " + " | ".join(cells) + " |"
 
 
 def _by_part(both: pd.DataFrame, metric: str) -> Iterator[str]:
-    yield from _header("setups")
+    yield from _header("part")
     for name, rows in (
         ("all", both),
         ("development", both[~both.is_held_out]),
@@ -118,10 +123,19 @@ def _phases(both: pd.DataFrame) -> Iterator[str]:
     )
 
 
+def _different(both: pd.DataFrame) -> pd.DataFrame:
+    allocated = both.trace_allocated != both.run_allocated
+    return both[allocated | (both.trace_reserved != both.run_reserved)]
+
+
+def _versions() -> str:
+    found = library_versions()
+    names = ("torch", "transformers", "peft", "bitsandbytes")
+    return ", ".join(f"{name} {found[name]}" for name in names)
+
+
 def _differences(both: pd.DataFrame) -> Iterator[str]:
-    different = both[
-        (both.trace_allocated != both.run_allocated) | (both.trace_reserved != both.run_reserved)
-    ]
+    different = _different(both)
     if not len(different):
         yield "Nothing."
         return
