@@ -88,9 +88,9 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))
-        stack.enter_context(gpu_choices(tracer))
+        choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        stack.enter_context(cuda_redirected(tracer, observer.reset_peaks))
+        stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
         yield
 
 
