@@ -301,7 +301,7 @@ void sim_open_context(int device) {
     release();
 }
 
-bool sim_context_is_open(int device) { return accounts[device].context; }
+bool sim_context_is_open(int device) { return device >= 0 && accounts[device].context; }
 
 bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
 

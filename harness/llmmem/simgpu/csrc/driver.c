@@ -267,6 +267,7 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
+    if (sim_current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
     *device = sim_current_ordinal();
     return CUDA_SUCCESS;
 }
@@ -346,6 +347,7 @@ CUresult cuMemHostGetDevicePointer(CUdeviceptr *device, void *host, unsigned int
 
 CUresult cuMemGetInfo(size_t *available, size_t *total) {
     int device = sim_current_device();
+    if (device < 0) return CUDA_ERROR_INVALID_CONTEXT;
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
