@@ -149,10 +149,10 @@ int sim_configure(const char *text) {
     if (in_use()) return -1;
     sim_card before = card;
     int bad = sim_read_fields(text, set_field);
-    if (bad) return bad;
-    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
+    bool fits = card.count >= 1 && (!told_count || card.count == told_count);
+    if (bad || !fits) {
         card = before;
-        return -1;
+        return bad ? bad : -1;
     }
     sim_forget_visible();
     return 0;
