@@ -340,7 +340,11 @@ size_t sim_outside_bytes(int device) {
 }
 
 size_t sim_free_bytes(int device) {
-    return card.total_bytes - sim_process_bytes(device) - sim_outside_bytes(device);
+    const device_account *a = &accounts[device];
+    acquire();
+    size_t taken = process_bytes(a) + outside_bytes(a);
+    release();
+    return taken < card.total_bytes ? card.total_bytes - taken : 0; /* what is outside may grow meanwhile */
 }
 
 /* ---- addresses --------------------------------------------------------------------------------- */
