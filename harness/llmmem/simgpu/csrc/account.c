@@ -356,11 +356,12 @@ bool sim_is_device_address(uintptr_t address) {
 /* The lowest gap of the reserved range that holds extent bytes, or 0. */
 static uintptr_t find_gap(size_t extent) {
     if (!space) {
-        void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        /* A page more, as it need not begin where a page of the devices does. */
+        void *base = mmap(NULL, ADDRESS_SPACE + SIM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
         space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE;
     for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;
