@@ -384,8 +384,25 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute name, CUdevicept
     return CUDA_SUCCESS;
 }
 
+static size_t attribute_bytes(CUpointer_attribute name) {
+    switch (name) {
+        case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return sizeof(CUmemorytype);
+        case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return sizeof(int);
+        default: return sizeof(CUdeviceptr);
+    }
+}
+
+/* Of memory that is not CUDA's, all are zero. */
 CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *names, void **values, CUdeviceptr pointer) {
-    for (unsigned int i = 0; i < count; i++) cuPointerGetAttribute(values[i], names[i], pointer);
+    sim_region region;
+    bool known = sim_find(pointer, &region);
+    for (unsigned int i = 0; i < count; i++) {
+        if (!known)
+            memset(values[i], 0, attribute_bytes(names[i]));
+        else if (cuPointerGetAttribute(values[i], names[i], pointer) != CUDA_SUCCESS)
+            return CUDA_ERROR_NOT_SUPPORTED;
+    }
     return CUDA_SUCCESS;
 }
 
