@@ -489,6 +489,7 @@ CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *wanted,
                      unsigned long long flags) {
     (void)flags;
+    if (wanted->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
     if (!size || size % SIM_PAGE || !is_device(wanted->location.id)) return CUDA_ERROR_INVALID_VALUE;
     if (state()) return state();
     *handle = sim_physical_create(size, sim_device_at(wanted->location.id));
