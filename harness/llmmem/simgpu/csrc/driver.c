@@ -576,6 +576,18 @@ CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
+    (void)stream;
+    function(data);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback function, void *data, unsigned int flags) {
+    (void)flags;
+    function(stream, CUDA_SUCCESS, data);
+    return CUDA_SUCCESS;
+}
+
 CUresult cuEventCreate(CUevent *event, unsigned int flags) {
     (void)flags;
     *event = (CUevent)sim_create_event();
