@@ -83,4 +83,4 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(PROGRAMS[sys.argv[1]]()))
+    json.dump(PROGRAMS[sys.argv[1]](), sys.stdout)
