@@ -100,6 +100,24 @@ def in_place() -> Any:
     return [sorted(set(x.tolist())), sorted(set(y.tolist()))]
 
 
+def a_plan_made_twice() -> Any:
+    gpu = simgpu.active()
+    assert gpu is not None
+    fourier = library("cufft")
+    handle, size, length = ctypes.c_int(), SIZE(), ctypes.c_longlong(1 << 20)
+    fourier.cufftCreate(ctypes.byref(handle))
+    before = gpu.process_bytes()
+    one, many, complex_32 = ctypes.c_longlong(1), ctypes.c_longlong(4), ctypes.c_int(4)
+    layout = (None, one, length, complex_32)
+    for _ in range(2):
+        fourier.cufftXtMakePlanMany(
+            handle, 1, ctypes.byref(length), *layout, *layout, many, ctypes.byref(size), complex_32
+        )  # fmt: skip
+    held = gpu.process_bytes() - before
+    fourier.cufftDestroy(handle)
+    return [held - size.value, gpu.process_bytes() - before]
+
+
 def a_card_that_is_not_understood() -> Any:
     gpu = simgpu.active()
     assert gpu is not None
@@ -117,6 +135,7 @@ PROGRAMS: tuple[Callable[[], Any], ...] = (
     dot_products,
     host_memory_of_the_driver,
     in_place,
+    a_plan_made_twice,
     a_card_that_is_not_understood,
 )
 

@@ -67,3 +67,7 @@ def test_nothing_is_left_of_what_a_kernel_in_place_has_changed(answer: Any) -> N
 
 def test_a_card_that_is_not_understood_leaves_the_one_before(answer: Any) -> None:
     assert answer("a_card_that_is_not_understood") == [2, find_gpu("h100").total_bytes]
+
+
+def test_a_plan_made_twice_has_one_work_area(answer: Any) -> None:
+    assert answer("a_plan_made_twice") == [0, 0]
