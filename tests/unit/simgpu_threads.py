@@ -52,7 +52,7 @@ def forks_while_memory_is_freed() -> int:
 
     ended = 0
     with in_the_background(use_memory):
-        for _ in range(300):
+        for _ in range(100):
             child = os.fork()
             if not child:
                 os._exit(0)

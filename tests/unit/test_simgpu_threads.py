@@ -33,7 +33,7 @@ def outcome_of(program: str) -> Any:
 
 
 def test_a_program_forks_while_another_thread_frees_memory() -> None:
-    assert outcome_of("forks_while_memory_is_freed") == 300
+    assert outcome_of("forks_while_memory_is_freed") == 100
 
 
 def test_a_kernel_is_launched_while_others_are_loaded() -> None:
