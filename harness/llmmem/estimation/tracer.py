@@ -29,27 +29,16 @@ Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], A
 aten = torch.ops.aten
 
 
-class _Death(weakref.ref[Any]):
-    """A weak reference to a storage that knows the storage's key."""
-
-    __slots__ = ("key",)
+class _Life(weakref.ref[Any]):
+    """A live storage: its key, the number and the block that it has, and what is known of it."""
 
     key: int
-
-
-class _Life:
-    """A live storage: the number and the block that it has, and what tells of its end."""
-
-    __slots__ = ("block", "death", "number", "true_count", "truth")
-
-    def __init__(self, death: _Death) -> None:
-        self.death = death
-        self.number: int | None = None
-        self.block: Block | None = None
-        # What a boolean in it reads as.
-        self.truth = True
-        # How many of its booleans are true, where that is known.
-        self.true_count: int | None = None
+    number: int | None = None
+    block: Block | None = None
+    # What a boolean in it reads as.
+    truth = True
+    # How many of its booleans are true, where that is known.
+    true_count: int | None = None
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -80,6 +69,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()
         self._handlers = dict(handlers)
+        # The same by the ids of the operators, which take less than their hashes do.
+        self._handlers_by_id: dict[int, Handler] = {}
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
         self._workspaces: set[bool] = set()
@@ -90,13 +81,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        handler = self._handlers.get(func)
-        if handler is None:
-            handler = self._handlers[func] = _default_handler(func)
+        handler = self._handlers_by_id.get(id(func)) or self._find_handler(func)
         self._operator = func
         # In backward function modes are on, which are for the program alone.
         with torch._C.DisableTorchFunction():
             return handler(self, func, args, kwargs or {})
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: then PyTorch would lead every operator through two functions of Dynamo's."""
+        return False
+
+    def _find_handler(self, func: Any) -> Handler:
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = _default_handler(func)
+        self._handlers_by_id[id(func)] = handler
+        return handler
 
     # What handlers use.
 
@@ -109,7 +110,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def born(self, value: Any) -> None:
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
-            if value.device.type == "meta":
+            if value.is_meta:
                 self._register(value)
         elif isinstance(value, tuple | list):
             for item in value:
@@ -227,24 +228,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage._cdata in self._lives:
             return
-        nbytes = storage.nbytes()
         life = self._life(storage)
+        nbytes = storage.nbytes()
         if nbytes and self._takes_blocks:
             life.number, life.block = self.take(nbytes)
 
     def _life(self, storage: torch.UntypedStorage) -> _Life:
-        death = _Death(storage, self._died)
-        death.key = storage._cdata
-        life = self._lives[death.key] = _Life(death)
+        life = _Life(storage, self._died)
+        life.key = storage._cdata
+        self._lives[life.key] = life
         return life
 
-    def _died(self, death: weakref.ref[Any]) -> None:
-        assert isinstance(death, _Death)
-        life = self._lives.get(death.key)
+    def _died(self, life: weakref.ref[Any]) -> None:
+        assert isinstance(life, _Life)
         # The key may already belong to a new storage, made where the old one was.
-        if life is None or life.death is not death:
+        if self._lives.get(life.key) is not life:
             return
-        del self._lives[death.key]
+        del self._lives[life.key]
         if life.block is not None and life.number is not None and not self._is_over:
             self.give(life.number, life.block)
 
