@@ -41,6 +41,21 @@ class _Life(weakref.ref[Any]):
     true_count: int | None = None
 
 
+class _Scratch:
+    """Blocks that are taken where a ``with`` begins and given back where it ends."""
+
+    def __init__(self, tracer: Tracer, sizes: tuple[int, ...]) -> None:
+        self._tracer = tracer
+        self._sizes = sizes
+
+    def __enter__(self) -> None:
+        self._taken = [self._tracer.take(nbytes) for nbytes in self._sizes if nbytes]
+
+    def __exit__(self, *error: object) -> None:
+        for number, block in reversed(self._taken):
+            self._tracer.give(number, block)
+
+
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, tensors of the meta device take blocks of the allocator.
 
@@ -111,7 +126,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
             if value.is_meta:
-                self._register(value)
+                storage = value.untyped_storage()
+                if storage._cdata not in self._lives:
+                    self._begin(storage)
         elif isinstance(value, tuple | list):
             for item in value:
                 self.born(item)
@@ -137,15 +154,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(Event("free", number, block.size))
         self.allocator.free(block)
 
-    @contextmanager
-    def scratch(self, *sizes: int) -> Iterator[None]:
+    def scratch(self, *sizes: int) -> _Scratch:
         """Blocks of these bytes while inside (0 takes none); freed in reverse order."""
-        taken = [self.take(nbytes) for nbytes in sizes if nbytes]
-        try:
-            yield
-        finally:
-            for number, block in reversed(taken):
-                self.give(number, block)
+        return _Scratch(self, sizes)
 
     def use_cublas(self) -> None:
         """The first use by a thread takes a workspace, which is never given back.
@@ -211,7 +222,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def address(self, tensor: Tensor) -> int | None:
         """What the events call the tensor's block; ``None`` if it has none."""
         with torch._C.DisableTorchFunction():
-            if tensor.device.type != "meta":
+            if not tensor.is_meta:
                 return None
             life = self._lives.get(tensor.untyped_storage()._cdata)
         return None if life is None else life.number
@@ -224,10 +235,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append(event)
         self.operators.append(self._operator)
 
-    def _register(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._lives:
-            return
+    def _begin(self, storage: torch.UntypedStorage) -> None:
         life = self._life(storage)
         nbytes = storage.nbytes()
         if nbytes and self._takes_blocks:

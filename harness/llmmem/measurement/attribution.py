@@ -221,7 +221,9 @@ class _BlockLabels:
             self._by_address[label.address].append(label)
 
     def component(self, address: int, born: int, died: int | None) -> str | None:
-        found = self._by_address.get(address, [])
+        found = self._by_address.get(address)
+        if found is None:
+            return None
         # A label at position p was taken before event p and after event p - 1.
         index = bisect_right(found, born, key=lambda label: label.position)
         if index == len(found) or (died is not None and found[index].position > died):
