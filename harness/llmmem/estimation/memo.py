@@ -72,10 +72,14 @@ def _gives_one_new_tensor(func: Any) -> bool:
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """All that the output's layout depends on; None where that is not known."""
-    parts = [torch.get_default_dtype(), *kwargs]
-    if _describe(args, parts) and _describe(kwargs.values(), parts):
-        return tuple(parts)
-    return None
+    parts: list[Any] = [torch.get_default_dtype()]
+    if not _describe(args, parts):
+        return None
+    if kwargs:
+        parts += kwargs
+        if not _describe(kwargs.values(), parts):
+            return None
+    return tuple(parts)
 
 
 def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
