@@ -142,6 +142,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._takes_blocks = before
 
+    @contextmanager
+    def seeing_again(self) -> Iterator[None]:
+        """What a handler does inside is seen like what the program does.
+
+        It is what entering the tracer once more does, without what that keeps for the end.
+        """
+        torch._C._push_on_torch_dispatch_stack(self)
+        try:
+            yield
+        finally:
+            torch._C._pop_torch_dispatch_stack(None)
+
     def take(self, nbytes: int) -> tuple[int, Block]:
         """A block that no tensor stands for."""
         block = self.allocator.malloc(nbytes)
@@ -270,7 +282,7 @@ def _default_handler(func: Any) -> Handler:
 def _decompose(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # They arrive here only from within a handler: elsewhere autograd has taken them apart. What
     # does so in C++ takes less time than the decomposition in Python that some have beside it.
-    with tracer:
+    with tracer.seeing_again():
         return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
