@@ -177,7 +177,10 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         run = self._substitutes.get(func, func)
-        return self._autocast.call(func, args, kwargs or {}, run)
+        kwargs = kwargs or {}
+        if self._autocast.dtype is None:
+            return run(*args, **kwargs)
+        return self._autocast.call(func, args, kwargs, run)
 
     def _attention(
         self,
