@@ -80,6 +80,7 @@ def mixed(**more):
     return trainer_of(
         _model(),
         bf16=True,
+        max_steps=2,  # all of the rows, once
         gradient_accumulation_steps=2,
         gradient_checkpointing=True,
         max_grad_norm=1.0,
