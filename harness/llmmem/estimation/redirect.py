@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def cuda_redirected(
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
         stack.enter_context(_nothing_compiled())
+        stack.enter_context(_kernels_not_launched(tracer))
         # Modules then move their parameters as between the host and a GPU: each stays the object
         # that it is (see `_Redirection._set_data`).
         stack.enter_context(
@@ -238,6 +240,29 @@ def _nothing_compiled() -> Iterator[None]:
         stack.enter_context(replaced(nn.Module, "compile", lambda self, *_, **__: None))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _kernels_not_launched(tracer: Tracer) -> Iterator[None]:
+    """Kernels of Triton write to what the program has allocated, and are not run.
+
+    Nor is anything timed to tune them: what that takes of memory is taken once, before the step.
+    """
+    if find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime import Autotuner, Heuristics, JITFunction
+
+    def launched(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor):
+                    tracer.known.forget(value.untyped_storage()._cdata)
+
+    with ExitStack() as stack:
+        for owner in (Autotuner, Heuristics, JITFunction):
+            stack.enter_context(replaced(owner, "run", launched))
         yield
 
 
