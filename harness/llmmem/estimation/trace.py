@@ -17,6 +17,7 @@ from llmmem.errors import UnsupportedError
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator, OutOfMemory
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
+from llmmem.estimation.redirect import cuda_redirected
 from llmmem.estimation.tracer import Tracer
 from llmmem.measurement.timeline import Timeline
 from llmmem.notes import cudnn_attention
@@ -106,6 +107,8 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
+        if setup.has_adapter:
+            stack.enter_context(cuda_redirected(tracer, observer.reset_peaks))
         return outcome_of(
             partial(execute, setup, torch.device("meta"), observer, move=move), tracer
         )
