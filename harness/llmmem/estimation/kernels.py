@@ -30,6 +30,7 @@ from llmmem.estimation.hidden import (
     round_up,
     split_reduction,
 )
+from llmmem.estimation.libraries import LIBRARY_HANDLERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +53,7 @@ Keywords: TypeAlias = dict[str, Any]
 def aten_handlers() -> dict[Any, Handler]:
     """Handlers by operator; an operator without one allocates its outputs and nothing else."""
     handlers: dict[Any, Handler] = {}
-    for handler, packets in _HANDLERS.items():
+    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS).items():
         for name in packets.split():
             packet, _, overload = name.partition(".")
             operator = getattr(aten, packet, None)
@@ -372,8 +373,23 @@ def _embedding_sums(n: int, rows: int, gradient: Tensor, gpu: Gpu) -> list[int]:
 def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     # An index that is written as a list is made on the device, without an operator.
     tracer.born(list(args[1]))
-    with tracer.scratch(*_index_copies(args[1])):
-        return tracer.run(func, args, kwargs)
+    given = _places(tracer, args[1])
+    with tracer.scratch(*_index_copies(given)):
+        return tracer.run(func, (args[0], given), kwargs)
+
+
+def _places(tracer: Tracer, given: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Masks as the places that are true in them, which are looked for on the device.
+
+    Source: ``aten/src/ATen/native/IndexingUtils.h``, ``expandTensors``.
+    """
+    indices: list[Tensor | None] = []
+    for index in given:
+        if index is not None and index.dtype is torch.bool and index.device.type == "meta":
+            indices += _nonzero(tracer, aten.nonzero.default, (index,), {}).unbind(1)
+        else:
+            indices.append(index)
+    return indices
 
 
 def _index_copies(given: Iterable[Tensor | None]) -> list[int]:
@@ -393,6 +409,8 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
     target, given, values = args[:3]
     if not _is_on_device(target):
         return func(*args, **kwargs)
+    given = _places(tracer, given)
+    args = (target, given, *args[2:])
     # The gradient of an index, which a mode sees out of place (see `_add`).
     is_gradient = tracer.in_backward and func is aten.index_put.default
     if is_gradient:
