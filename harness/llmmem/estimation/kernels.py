@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llmmem.errors import UnsupportedError
 from llmmem.estimation import cub
 from llmmem.estimation.hidden import (
     FLOAT,
@@ -126,6 +127,24 @@ def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     return out
 
 
+def _is_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Whole numbers on the device are 0: below any positive number."""
+    out = tracer.run(func, args, kwargs)
+    tensor, bound = args
+    if _is_on_device(tensor) and not tensor.is_floating_point() and bound > 0:
+        tracer.set_true_count(out, out.numel())
+    return out
+
+
+def _are_both(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """All of a mask is true where all of both masks is."""
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out) and out.dtype is torch.bool:
+        if all(tracer.true_count(mask) == out.numel() for mask in args):
+            tracer.set_true_count(out, out.numel())
+    return out
+
+
 def _not_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Whole numbers are at least 0: the ids and the labels of a step are."""
     out = tracer.run(func, args, kwargs)
@@ -166,6 +185,16 @@ def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
         with tracer.scratch(1023):
             pass
     return places.t()
+
+
+def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Numbers on the device are 0: there is one where there is any."""
+    (tensor,) = args[:1]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    if tensor.numel():
+        raise UnsupportedError("what is unique in a tensor is not traced")
+    return tuple(torch.empty(0, dtype=t, device="meta") for t in (tensor.dtype, *2 * [torch.int64]))
 
 
 # Values that the program writes.
@@ -409,16 +438,16 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
     target, given, values = args[:3]
     if not _is_on_device(target):
         return func(*args, **kwargs)
-    given = _places(tracer, given)
-    args = (target, given, *args[2:])
+    is_accumulated = _bind(func, args, kwargs, "accumulate", False)
     # The gradient of an index, which a mode sees out of place (see `_add`).
-    is_gradient = tracer.in_backward and func is aten.index_put.default
+    is_gradient = tracer.in_backward and is_accumulated and func is aten.index_put.default
     if is_gradient:
         out = func(*args, **kwargs)
         tracer.hand_over(target, out)
     else:
         out = tracer.run(func, args, kwargs)
-    if not _bind(func, args, kwargs, "accumulate", False):
+    given = _places(tracer, given)
+    if not is_accumulated:
         with tracer.scratch(*_index_copies(given)):
             return out
     indices = {dim: index for dim, index in enumerate(given) if index is not None}
@@ -708,6 +737,9 @@ _HANDLERS: dict[Handler, str] = {
     _copy: "copy_.default",
     _logical_not: "logical_not.default bitwise_not.default",
     _not_below: "ge.Scalar",
+    _is_below: "lt.Scalar",
+    _are_both: "bitwise_and.Tensor logical_and.default",
+    _unique: "_unique2.default",
     _set_true: "scatter_.src",
     _is_one: "eq.Scalar",
     _nonzero: "nonzero.default",
