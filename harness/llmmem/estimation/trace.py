@@ -7,6 +7,7 @@ of sight and with the choices that a GPU brings about. It works with any build o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -134,9 +135,11 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
 
 
 def uses_bitsandbytes(setup: Setup) -> bool:
-    """Whether its layers or its optimizer are those of bitsandbytes."""
+    """Whether its layers or its optimizer are those of bitsandbytes, or LoftQ quantizes by it."""
     optimizer = setup.optimizer or ""
     names = ("bnb", "paged", "lion", "ademamix")
+    if isinstance(setup.adapter, Mapping) and setup.adapter.get("init_lora_weights") == "loftq":
+        return True
     return setup.is_quantized or optimizer == "adamw_8bit" or any(n in optimizer for n in names)
 
 
