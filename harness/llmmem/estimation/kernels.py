@@ -32,6 +32,7 @@ from llmmem.estimation.hidden import (
     split_reduction,
 )
 from llmmem.estimation.libraries import LIBRARY_HANDLERS
+from llmmem.estimation.sparse import SPARSE_HANDLERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +55,7 @@ Keywords: TypeAlias = dict[str, Any]
 def aten_handlers() -> dict[Any, Handler]:
     """Handlers by operator; an operator without one allocates its outputs and nothing else."""
     handlers: dict[Any, Handler] = {}
-    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS).items():
+    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS).items():
         for name in packets.split():
             packet, _, overload = name.partition(".")
             operator = getattr(aten, packet, None)
@@ -139,9 +140,9 @@ def _is_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> A
 def _are_both(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """All of a mask is true where all of both masks is."""
     out = tracer.run(func, args, kwargs)
-    if _is_on_device(out) and out.dtype is torch.bool:
-        if all(tracer.true_count(mask) == out.numel() for mask in args):
-            tracer.set_true_count(out, out.numel())
+    counts = [tracer.true_count(mask) for mask in args] if _is_on_device(out) else []
+    if out.dtype is torch.bool and counts == 2 * [out.numel()]:
+        tracer.set_true_count(out, out.numel())
     return out
 
 

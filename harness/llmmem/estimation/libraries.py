@@ -77,7 +77,9 @@ def _singular_values(
     if not matrix.is_meta or not matrix.numel():
         return out
     if kwargs.get("driver") is not None:
-        raise UnsupportedError("a singular value decomposition by a driver of its own is not traced")
+        raise UnsupportedError(
+            "a singular value decomposition by a driver of its own is not traced"
+        )
     left, values, right = out
     tracer.born([left, right, values])
     rows, columns = matrix.shape[-2:]

@@ -72,7 +72,19 @@ def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
     return observer, *_run(setup, observer)
 
 
+#: What some PEFT types do that a trace does not.
+_NOT_TRACED = {
+    "ADAMSS": "it clusters singular vectors, which depends on values",
+    "FROD": "it decomposes all weights on the host, and multiplies sparse matrices",
+}
+
+
 def _check_supported(setup: Setup) -> None:
+    kind = setup.adapter.get("peft_type") if isinstance(setup.adapter, Mapping) else None
+    if kind in _NOT_TRACED:
+        raise UnsupportedError(
+            f"peft_type {kind} cannot be traced: {_NOT_TRACED[kind]}; run the setup instead"
+        )
     if setup.parallel is not None:
         raise UnsupportedError(
             f"parallel strategy {setup.strategy!r} cannot be traced; run the setup instead: one "

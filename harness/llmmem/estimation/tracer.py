@@ -112,7 +112,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def born(self, value: Any) -> None:
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
-            if value.device.type == "meta":
+            # What is sparse consists of tensors with storages of their own.
+            if value.device.type == "meta" and value.layout is torch.strided:
                 self._register(value)
         elif isinstance(value, tuple | list):
             for item in value:
