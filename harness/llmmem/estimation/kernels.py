@@ -173,17 +173,20 @@ def _is_one(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 
 def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """As many are found as are known to be true, else none: numbers on the device are 0."""
+    """As many are found as are known to be true, else none: numbers on the device are 0.
+
+    Source: ``aten/src/ATen/native/cuda/Nonzero.cu``.
+    """
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
     found = tracer.true_count(tensor) or 0
     with tracer.scratch(4):
-        with tracer.scratch(1):
+        with tracer.scratch(cub.count(tensor.numel(), tracer.gpu)):
             pass
         places = torch.empty((tensor.dim(), found), dtype=torch.int64, device="meta")
         tracer.born(places)
-        with tracer.scratch(1023):
+        with tracer.scratch(cub.select(tensor.numel(), tracer.gpu)):
             pass
     return places.t()
 

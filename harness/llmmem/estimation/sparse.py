@@ -26,13 +26,17 @@ def _make(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """To a dense tensor, in place: the places as one number each.
 
+    Where the sum is of another type than the tensor, both it and the result are copied to that.
+
     Source: ``aten/src/ATen/native/sparse/cuda/SparseCUDATensorMath.cu``,
     ``add_out_dense_sparse_cuda``.
     """
     target, other = args[:2]
     if not (isinstance(other, torch.Tensor) and other.is_sparse and target.is_meta):
         return tracer.run(func, args, kwargs)
-    with tracer.scratch(INDEX * other._nnz()):
+    dtype = torch.promote_types(target.dtype, other.dtype)
+    cast = 0 if dtype is target.dtype else target.numel() * dtype.itemsize
+    with tracer.scratch(cast, cast, INDEX * other._nnz()):
         return target
 
 
