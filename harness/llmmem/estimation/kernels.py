@@ -460,6 +460,8 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
         linear = _linear_index(tracer, len(indices), INDEX * pairs, is_checked=not is_gradient)
         copy = 0 if values.is_contiguous() else _nbytes(values)
         rows = prod(target.shape[dim] for dim in indices)
+        # Places that were looked for in a mask are not needed any more.
+        del given, indices
         sort = cub.radix_sort(pairs, rows - 1, tracer.gpu)
         with tracer.scratch(copy, INDEX * pairs, INDEX * pairs, INDEX * pairs, sort):
             pass

@@ -80,6 +80,7 @@ def _singular_values(
         raise UnsupportedError(
             "a singular value decomposition by a driver of its own is not traced"
         )
+    tracer.modelled_libraries.add("cuSOLVER")
     left, values, right = out
     tracer.born([left, right, values])
     rows, columns = matrix.shape[-2:]
@@ -98,6 +99,7 @@ def _qr(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     matrix = args[0]
     if not matrix.is_meta or not matrix.numel():
         return out
+    tracer.modelled_libraries.add("cuSOLVER")
     rows, columns = matrix.shape[-2:]
     itemsize, batch = matrix.element_size(), _batch(matrix)
     orthogonal, triangular = out
@@ -140,6 +142,7 @@ def _fft(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     tensor, dims = args[:2]
     if not tensor.is_meta or not tensor.numel() or not dims:
         return out
+    tracer.modelled_libraries.add("cuFFT")
     to_reals = func is torch.ops.aten._fft_c2r.default
     shape = out.shape if to_reals else tensor.shape
     of_reals = not (tensor.is_complex() and out.is_complex())

@@ -215,6 +215,9 @@ class TraceObserver:
             backends = ", ".join(sorted(self.tracer.attention_backends))
             chosen = f"attention: {backends}, as PyTorch {torch.__version__} chooses on this card"
             assumptions = (*assumptions, chosen)
+        if self.tracer.modelled_libraries:
+            libraries = ", ".join(sorted(self.tracer.modelled_libraries))
+            assumptions = (*assumptions, f"workspaces of {libraries}: a model")
         unknown = self.tracer.cudnn_attention_unknown
         if unknown is not None:
             assumptions = (*assumptions, cudnn_attention(unknown))
