@@ -393,11 +393,13 @@ def _fill_buffers(model: PreTrainedModel) -> None:
     """Give buffers (positions, rotary frequencies) their values, on the host.
 
     What is made on the meta device has none; transformers sets them where it initialises weights,
-    which does nothing to parameters without storage.
+    and passes over those that bear its mark of a loaded one.
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     model.initialize_weights()  # type: ignore[no-untyped-call]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
+from llmmem.catalogue.gpus import find_gpu
 from llmmem.estimation.memo import OutputMemo
+from llmmem.estimation.trace import trace
+from llmmem.setups import Setup
 from llmmem.units import GIB
 
 aten = torch.ops.aten
@@ -79,6 +84,53 @@ def test_an_operator_that_gives_its_input_again_is_asked_every_time() -> None:
         tensor = torch.empty(8, 4, device="meta")
         view = compute(aten._unsafe_view.default, (tensor, [32]), {})
         assert view.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+class Counting:
+    """An operator that counts how often it is run."""
+
+    def __init__(self, func: Any) -> None:
+        self._schema = func._schema
+        self._func = func
+        self.runs = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.runs += 1
+        return self._func(*args, **kwargs)
+
+
+def test_a_tensor_without_dimensions_is_remembered_beside_its_own_dtype_only() -> None:
+    vector = torch.empty(8, device="meta")
+    for dtype, runs in ((torch.float32, 1), (torch.float64, 3)):
+        add, compute = Counting(aten.add.Tensor), OutputMemo()
+        for _ in range(3):
+            out = compute(add, (vector, torch.empty((), dtype=dtype, device="meta")), {})
+            assert (out.shape, out.dtype) == (vector.shape, torch.float32)
+        assert add.runs == runs
+
+
+def test_a_trace_collects_garbage_once_and_leaves_the_collector_as_it_was() -> None:
+    setup = Setup(model="EleutherAI/pythia-70m", method="lora", seq_len=128)
+    collected: list[int] = []
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        if phase == "start":
+            collected.append(about["generation"])
+
+    trace(setup, find_gpu("h100"))  # what it imports is collected too
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        trace(setup, find_gpu("h100"))
+        assert collected == [0]
+        assert gc.isenabled()
+        gc.disable()
+        trace(setup, find_gpu("h100"))
+        assert collected == [0]
+        assert not gc.isenabled()
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
 
 
 def test_a_plain_lora_estimate_does_without_bitsandbytes_and_gives_the_same() -> None:

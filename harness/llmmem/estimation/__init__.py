@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from transformers import Trainer
+    from typing_extensions import TypeIs
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.results import Estimate, Rules, Trace
@@ -21,10 +25,12 @@ def estimate(what: Setup, gpu: str | None = None) -> Estimate: ...
 
 
 @overload
-def estimate(what: Callable[[], object], gpu: str | None = None) -> Trace: ...
+def estimate(what: Callable[[], object] | Trainer, gpu: str | None = None) -> Trace: ...
 
 
-def estimate(what: Setup | Callable[[], object], gpu: str | None = None) -> Estimate | Trace:
+def estimate(
+    what: Setup | Callable[[], object] | Trainer, gpu: str | None = None
+) -> Estimate | Trace:
     """Estimate the peaks of a setup, or of code of one's own, on a card of the GPU catalogue.
 
     A setup is estimated by rules and by a trace. A function is called once, in this process, with
@@ -32,16 +38,19 @@ def estimate(what: Setup | Callable[[], object], gpu: str | None = None) -> Esti
     answers for the card, numbers that it reads are 0 and booleans are true. It should build its
     model itself: what it moves to ``cuda`` stays without values.
 
+    Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by the first two
+    steps of a copy; it stays as it is.
+
     What cannot be estimated is a result: the trace's outcome is ``unsupported`` or ``oom`` then.
 
     Args:
-        what: A setup, or a function without arguments.
+        what: A setup, a function without arguments, or a Trainer.
         gpu: Name of the card whose kernels, workspaces and memory are assumed (default: the
             one in this machine if the catalogue has it, else h100).
 
     Raises:
         InputError: The setup names something that does not exist, there is no such card, or
-            neither a setup nor a function was given.
+            none of these three was given.
     """
     from llmmem.catalogue.gpus import find_gpu
     from llmmem.errors import InputError
@@ -50,13 +59,24 @@ def estimate(what: Setup | Callable[[], object], gpu: str | None = None) -> Esti
     card = find_gpu(gpu or _present() or DEFAULT_GPU)
     if isinstance(what, Setup):
         return _estimate(what, card)
+    if _is_trainer(what):
+        from llmmem.estimation.trainers import trace_trainer
+
+        return trace_trainer(what, card)
     if not callable(what):
         raise InputError(
-            f"cannot estimate {what!r} (accepted: a Setup, a function without arguments)"
+            f"cannot estimate {what!r} (accepted: a Setup, a function without arguments, "
+            "a transformers.Trainer)"
         )
     from llmmem.estimation.functions import trace_function
 
     return trace_function(what, card)
+
+
+def _is_trainer(what: object) -> TypeIs[Trainer]:
+    """Whether it is one; who made it has imported the module that has the class."""
+    trainer = sys.modules.get("transformers.trainer")
+    return trainer is not None and isinstance(what, trainer.Trainer)
 
 
 def _estimate(setup: Setup, card: Gpu) -> Estimate:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from llmmem.estimation import estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llmmem.results import Estimate
     from llmmem.setups import Setup
 
@@ -27,27 +29,33 @@ def estimate_alone(setup: Setup, gpu: str | None = None) -> Estimate:
     Raises:
         InputError: The setup names something that does not exist, or there is no such card.
     """
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), _garbage_left():
         _import(setup)
         return estimate(setup, gpu)
 
 
-def _import(setup: Setup) -> None:
-    gc.disable()  # what an import makes stays
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Look for no garbage, now or later, in what is made inside: it goes with the process."""
+    gc.disable()
     try:
-        from llmmem.build import quiet_libraries
-        from llmmem.estimation.trace import uses_bitsandbytes
-
-        if not uses_bitsandbytes(setup) and not _starts_quantized(setup):
-            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-        with quiet_libraries():
-            import transformers.modeling_utils  # noqa: F401
-
-            if setup.has_adapter:
-                import peft  # noqa: F401
+        yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _import(setup: Setup) -> None:
+    from llmmem.build import quiet_libraries
+    from llmmem.estimation.trace import uses_bitsandbytes
+
+    if not uses_bitsandbytes(setup) and not _starts_quantized(setup):
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    with quiet_libraries():
+        import transformers.modeling_utils  # noqa: F401
+
+        if setup.has_adapter:
+            import peft  # noqa: F401
 
 
 def _starts_quantized(setup: Setup) -> bool:

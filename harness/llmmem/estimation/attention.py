@@ -7,6 +7,7 @@ no run with a fused kernel has. So the choice is made here, by the rules of ``sd
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -41,10 +42,14 @@ def prefers_cudnn(gpu: Gpu) -> bool:
     """
     if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
         return False
+    return _is_cudnn_recent() and gpu.compute_capability[0] in (9, 10)
+
+
+@cache
+def _is_cudnn_recent() -> bool:
     # `torch.backends.cudnn.version` would open the devices of this machine.
     cudnn = getattr(torch._C, "_cudnn", None)
-    is_recent = cudnn is None or cudnn.getVersionInt() > 91_500
-    return is_recent and gpu.compute_capability[0] in (9, 10)
+    return cudnn is None or cudnn.getVersionInt() > 91_500
 
 
 def choose_backend(

@@ -49,14 +49,10 @@ class Autocast:
     """Whether autocast is on, and the casts of weights that it keeps until it ends."""
 
     def __init__(self) -> None:
-        self._dtype: torch.dtype | None = None
+        #: The lower precision; ``None`` while autocast is off.
+        self.dtype: torch.dtype | None = None
         self._depth = 0
         self._casts: dict[Tensor, Tensor] = {}
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The lower precision; ``None`` while autocast is off."""
-        return self._dtype
 
     @contextmanager
     def entered(
@@ -67,13 +63,13 @@ class Autocast:
         cache_enabled: bool | None = None,
     ) -> Iterator[None]:
         """``torch.autocast`` for the meta device, with the arguments of that."""
-        before = self._dtype
-        self._dtype = (dtype or torch.float16) if enabled else None
+        before = self.dtype
+        self.dtype = (dtype or torch.float16) if enabled else None
         self._depth += 1
         try:
             yield
         finally:
-            self._dtype = before
+            self.dtype = before
             self._depth -= 1
             if not self._depth:
                 self._casts.clear()
@@ -82,7 +78,7 @@ class Autocast:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], run: Any
     ) -> Any:
         """The result of `run`, which stands for `func`, with the arguments that autocast makes."""
-        if self._dtype is None:
+        if self.dtype is None:
             return run(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in FLOAT32_BY_ARGUMENT and kwargs.get("dtype") is None and _is_eligible(args[0]):
@@ -101,7 +97,7 @@ class Autocast:
 
     def _wanted(self, name: str, args: tuple[Any, ...]) -> torch.dtype | None:
         if name in LOWER_PRECISION:
-            return self._dtype
+            return self.dtype
         if name in FLOAT32:
             return torch.float32
         return self._widest(args) if name in WIDEST else None
@@ -121,7 +117,7 @@ class Autocast:
         if not _is_eligible(value) or value.dtype is dtype:
             return value
         is_kept = (
-            dtype is self._dtype
+            dtype is self.dtype
             and value.dtype is torch.float32
             and value.requires_grad
             and value.is_leaf
@@ -137,8 +133,8 @@ class Autocast:
         """float32 if any argument has it, else the lower precision."""
         values = [item for value in args for item in (value if _is_list(value) else (value,))]
         is_float = any(_is_eligible(value) and value.dtype is torch.float32 for value in values)
-        assert self._dtype is not None
-        return torch.float32 if is_float else self._dtype
+        assert self.dtype is not None
+        return torch.float32 if is_float else self.dtype
 
 
 def _is_list(value: Any) -> bool:

@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
     from llmmem.estimation.tracer import Tracer
 
-__all__ = ["gpu_choices", "replaced"]
+__all__ = ["gpu_choices", "modes_in_backward", "replaced"]
 
 
 @contextmanager
-def gpu_choices(tracer: Tracer) -> Iterator[None]:
-    """Attention, dropout, optimizers and clearing of the cache as on a GPU, while inside."""
+def gpu_choices(tracer: Tracer) -> Iterator[TorchFunctionMode]:
+    """Attention, dropout, optimizers and clearing of the cache as on a GPU, while inside.
+
+    Gives the mode that sees functions, for `modes_in_backward`.
+    """
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
     with ExitStack() as stack:
         autocast = Autocast()
         functions = stack.enter_context(_FunctionsAsOnGpu(tracer, autocast))
-        stack.enter_context(
-            replaced(torch.autograd, "_engine_run_backward", functions.run_backward)
-        )
+        stack.enter_context(modes_in_backward(functions))
         for name in (
             "_get_foreach_kernels_supported_devices",
             "_get_fused_kernels_supported_devices",
@@ -51,6 +52,23 @@ def gpu_choices(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(_autocast_for_meta(autocast))
         if "peft" in sys.modules:
             stack.enter_context(_emptying_cache(tracer))
+        yield functions
+
+
+@contextmanager
+def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
+    """Autograd's engine runs with the modes on, the last on top: they see what is recomputed there.
+
+    `Tensor.backward` is a function that a mode sees, and a mode is off while it sees one.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            return _engine_run_backward(*args, **kwargs)
+
+    with replaced(torch.autograd, "_engine_run_backward", run):
         yield
 
 
@@ -159,7 +177,10 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         run = self._substitutes.get(func, func)
-        return self._autocast.call(func, args, kwargs or {}, run)
+        kwargs = kwargs or {}
+        if self._autocast.dtype is None:
+            return run(*args, **kwargs)
+        return self._autocast.call(func, args, kwargs, run)
 
     def _attention(
         self,
@@ -206,11 +227,3 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         if isinstance(value, int | float) and tensor.device.type == "meta":
             value = torch.tensor(value, dtype=tensor.dtype)
         tensor[index] = value
-
-    def run_backward(self, *args: Any, **kwargs: Any) -> Any:
-        """Autograd's engine, with this mode on: what is recomputed in backward must be seen too.
-
-        `Tensor.backward` is a function that a mode sees, and a mode is off while it sees one.
-        """
-        with self:
-            return _engine_run_backward(*args, **kwargs)

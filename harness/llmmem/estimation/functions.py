@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,10 @@ from llmmem.errors import UnsupportedError
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
+
+# Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
+# where it is only made believe.
+from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, bitsandbytes_handlers
 from llmmem.estimation.redirect import cuda_redirected
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
 from llmmem.estimation.tracer import Tracer
@@ -69,12 +72,7 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    handlers = aten_handlers()
-    if "bitsandbytes" in sys.modules:
-        from llmmem.estimation.quantized import bitsandbytes_handlers
-
-        handlers |= bitsandbytes_handlers(gpu)
-    return Tracer(allocator, gpu, handlers)
+    return Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
 
 
 @contextmanager
@@ -82,15 +80,12 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        if "bitsandbytes" in sys.modules:
-            from llmmem.estimation.quantized import bitsandbytes_as_on_gpu
-
-            stack.enter_context(bitsandbytes_as_on_gpu(tracer))
+        stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))
-        stack.enter_context(gpu_choices(tracer))
+        choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        stack.enter_context(cuda_redirected(tracer, observer.reset_peaks))
+        stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
         yield
 
 

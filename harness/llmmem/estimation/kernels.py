@@ -86,7 +86,7 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def _is_on_device(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "meta"
+    return isinstance(value, Tensor) and value.is_meta
 
 
 # Values that the program reads.

@@ -5,7 +5,6 @@ Most meta kernels are written in Python, and a model asks them the same question
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OutputMemo"]
 
+META = torch.device("meta")
 #: Shape, strides and dtype of a tensor that owns its storage from the start.
 _Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
@@ -26,30 +26,40 @@ class OutputMemo:
     The layout of an output depends on the operator, on the layouts of its inputs, on its other
     arguments and on the default dtype. Only new tensors are laid out like that: operators that
     change their inputs or give views of them are always run, also those that give a view without
-    saying so, and so are those that see a tensor on the host, a complex one, or one without
-    dimensions (which may stand for a number, and then counts for less in the type of the output).
+    saying so, and so are those that see a tensor on the host, a complex one, or one that may stand
+    for a number (`_may_be_number`).
     """
 
     def __init__(self) -> None:
-        self._layouts: dict[Any, _Layout | None] = {}
+        # By operator, and by its arguments; None for an operator that is always run. An operator
+        # is told by its id, which takes less than its hash does, and is kept so that it stays.
+        self._layouts: dict[int, dict[Any, _Layout | None] | None] = {}
+        self._operators: list[Any] = []
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What ``func(*args, **kwargs)`` gives."""
-        if not _gives_one_new_tensor(func):
+        """What ``func(*args, **kwargs)`` gives; functions that modes see are not called."""
+        try:
+            layouts = self._layouts[id(func)]
+        except KeyError:
+            self._operators.append(func)
+            layouts = self._layouts[id(func)] = {} if _gives_one_new_tensor(func) else None
+        if layouts is None:
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            key = _key(func, args, kwargs)
-            layout = None if key is None else self._layouts.get(key)
-            if layout is not None:
-                shape, strides, dtype = layout
-                return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        key = _key(args, kwargs)
+        layout = layouts.get(key)
+        if layout is not None:
+            shape, strides, dtype = layout
+            return torch.empty_strided(shape, strides, dtype=dtype, device=META)
         out = func(*args, **kwargs)
-        if key is not None and key not in self._layouts:
-            self._layouts[key] = _layout(out, (*args, *kwargs.values()))
+        if key is not None and key not in layouts:
+            inputs = list(_tensors((*args, *kwargs.values())))
+            if _is_view_of_any(out, inputs):
+                self._layouts[id(func)] = None
+            else:
+                layouts[key] = _layout(out, inputs)
         return out
 
 
-@cache
 def _gives_one_new_tensor(func: Any) -> bool:
     """Whether the operator says that it changes nothing and gives a tensor that is no view."""
     schema = func._schema
@@ -60,27 +70,33 @@ def _gives_one_new_tensor(func: Any) -> bool:
     )
 
 
-def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """All that the output's layout depends on; None where that is not known."""
-    parts = [func, torch.get_default_dtype()]
-    if not (_describe(args, parts) and _describe(kwargs.values(), parts)):
+    parts: list[Any] = [torch.get_default_dtype()]
+    if not _describe(args, parts):
         return None
-    return (*parts, *kwargs)
+    if kwargs:
+        parts += kwargs
+        if not _describe(kwargs.values(), parts):
+            return None
+    return tuple(parts)
 
 
 def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
     """Add what the output's layout may depend on to the parts; whether all of it is known."""
     for value in values:
         if isinstance(value, Tensor):
-            if not value.is_meta or value.is_complex() or not value.dim():
+            if not value.is_meta:
                 return False
             parts += (value.shape, value.stride(), value.dtype)
+        elif value is None:
+            parts.append(None)
+        elif isinstance(value, _PLAIN):
+            parts += (type(value), value)  # 1, 1.0 and True are equal
         elif isinstance(value, list | tuple):
             parts.append(len(value))
             if not _describe(value, parts):
                 return False
-        elif value is None or isinstance(value, _PLAIN):
-            parts += (type(value), value)  # 1, 1.0 and True are equal
         else:
             return False
     return True
@@ -89,17 +105,32 @@ def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-def _layout(out: Tensor, inputs: Iterable[Any]) -> _Layout | None:
+def _is_view_of_any(out: Tensor, inputs: Iterable[Tensor]) -> bool:
+    storage = out.untyped_storage()._cdata
+    return any(storage == tensor.untyped_storage()._cdata for tensor in inputs)
+
+
+def _layout(out: Tensor, inputs: list[Tensor]) -> _Layout | None:
     """How to lay out such an output anew; None if it is not all that its storage is for."""
-    storage = out.untyped_storage()
-    if not out.is_meta or out.is_complex() or out.layout is not torch.strided:
+    if not out.is_meta or out.layout is not torch.strided or _may_be_number(inputs):
         return None
-    if any(storage._cdata == tensor.untyped_storage()._cdata for tensor in _tensors(inputs)):
+    if any(tensor.is_complex() for tensor in (out, *inputs)):
         return None
     layout = out.shape, out.stride(), out.dtype
-    alike = torch.empty_strided(layout[0], layout[1], dtype=out.dtype, device="meta")
-    is_alike = storage.nbytes() == alike.untyped_storage().nbytes() and not out.storage_offset()
+    alike = torch.empty_strided(layout[0], layout[1], dtype=out.dtype, device=META)
+    nbytes = out.untyped_storage().nbytes()
+    is_alike = nbytes == alike.untyped_storage().nbytes() and not out.storage_offset()
     return layout if is_alike else None
+
+
+def _may_be_number(tensors: list[Tensor]) -> bool:
+    """Whether one is without dimensions, and none with dimensions has its dtype.
+
+    Such a tensor may stand for a number of the program (PyTorch marks those out of Python's sight),
+    which counts for less in the type of the output; beside its own dtype that makes no difference.
+    """
+    dtypes = {tensor.dtype for tensor in tensors if tensor.dim()}
+    return any(not tensor.dim() and tensor.dtype not in dtypes for tensor in tensors)
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:

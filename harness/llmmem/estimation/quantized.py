@@ -105,7 +105,7 @@ def _load(path: Path, backend: str, kernels: dict[str, Callable[..., Any]]) -> M
 
 def _handler(kernel: Callable[..., Any]) -> Handler:
     def handle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with tracer:
+        with tracer.seeing_again():
             return kernel(*args, **kwargs)
 
     return handle

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from llmmem.estimation.choices import replaced
+from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,13 +36,16 @@ _FROM_VALUES = (torch.as_tensor, torch.asarray, Tensor.new_tensor)
 
 
 @contextmanager
-def cuda_redirected(tracer: Tracer, reset_peaks: Callable[[], object]) -> Iterator[None]:
+def cuda_redirected(
+    tracer: Tracer, choices: TorchFunctionMode, reset_peaks: Callable[[], object]
+) -> Iterator[None]:
     """Run what is inside as if the tracer's card were in this machine.
 
     `gpu_choices` must be in force: autocast for ``cuda`` becomes what that makes of it.
 
     Args:
         tracer: Sees what is put on the device.
+        choices: What `gpu_choices` gave: it is to see devices as they are.
         reset_peaks: Called instead of ``torch.cuda.reset_peak_memory_stats``.
     """
     with ExitStack() as stack:
@@ -61,9 +64,7 @@ def cuda_redirected(tracer: Tracer, reset_peaks: Callable[[], object]) -> Iterat
             replaced(torch, "_has_compatible_shallow_copy_type", lambda old, new: True)
         )
         redirection = stack.enter_context(_Redirection(tracer))
-        stack.enter_context(
-            replaced(torch.autograd, "_engine_run_backward", redirection.run_backward())
-        )
+        stack.enter_context(modes_in_backward(choices, redirection))
         yield
 
 
@@ -119,16 +120,6 @@ class _Redirection(TorchFunctionMode):
         if func in _FROM_VALUES:
             self._tracer.born(out)
         return out
-
-    def run_backward(self) -> Callable[..., Any]:
-        """Autograd's engine, with this mode on, as in `llmmem.estimation.choices`."""
-        inner = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return inner(*args, **kwargs)
-
-        return run
 
     def _device(self, tensor: Tensor) -> torch.device:
         device: torch.device = tensor.device

@@ -30,27 +30,31 @@ Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], A
 aten = torch.ops.aten
 
 
-class _Death(weakref.ref[Any]):
-    """A weak reference to a storage that knows the storage's key."""
-
-    __slots__ = ("key",)
+class _Life(weakref.ref[Any]):
+    """A live storage: its key, the number and the block that it has, and what is known of it."""
 
     key: int
+    number: int | None = None
+    block: Block | None = None
+    # What a boolean in it reads as.
+    truth = True
+    # How many of its booleans are true, where that is known.
+    true_count: int | None = None
 
 
-class _Life:
-    """A live storage: the number and the block that it has, and what tells of its end."""
+class _Scratch:
+    """Blocks that are taken where a ``with`` begins and given back where it ends."""
 
-    __slots__ = ("block", "death", "number", "true_count", "truth")
+    def __init__(self, tracer: Tracer, sizes: tuple[int, ...]) -> None:
+        self._tracer = tracer
+        self._sizes = sizes
 
-    def __init__(self, death: _Death) -> None:
-        self.death = death
-        self.number: int | None = None
-        self.block: Block | None = None
-        # What a boolean in it reads as.
-        self.truth = True
-        # How many of its booleans are true, where that is known.
-        self.true_count: int | None = None
+    def __enter__(self) -> None:
+        self._taken = [self._tracer.take(nbytes) for nbytes in self._sizes if nbytes]
+
+    def __exit__(self, *error: object) -> None:
+        for number, block in reversed(self._taken):
+            self._tracer.give(number, block)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -85,6 +89,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()
         self._handlers = dict(handlers)
+        # The same by the ids of the operators, which take less than their hashes do.
+        self._handlers_by_id: dict[int, Handler] = {}
         self._lives: dict[int, _Life] = {}
         self._numbers = 0
         self._workspaces: set[bool] = set()
@@ -95,13 +101,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        handler = self._handlers.get(func)
-        if handler is None:
-            handler = self._handlers[func] = _default_handler(func)
+        handler = self._handlers_by_id.get(id(func)) or self._find_handler(func)
         self._operator = func
         # In backward function modes are on, which are for the program alone.
         with torch._C.DisableTorchFunction():
             return handler(self, func, args, kwargs or {})
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: then PyTorch would lead every operator through two functions of Dynamo's."""
+        return False
+
+    def _find_handler(self, func: Any) -> Handler:
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = _default_handler(func)
+        self._handlers_by_id[id(func)] = handler
+        return handler
 
     # What handlers use.
 
@@ -115,8 +131,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
             # What is sparse consists of tensors with storages of their own.
-            if value.device.type == "meta" and value.layout is torch.strided:
-                self._register(value)
+            if value.is_meta and not value.is_sparse:
+                storage = value.untyped_storage()
+                if storage._cdata not in self._lives:
+                    self._begin(storage)
         elif isinstance(value, tuple | list):
             for item in value:
                 self.born(item)
@@ -130,6 +148,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._takes_blocks = before
 
+    @contextmanager
+    def seeing_again(self) -> Iterator[None]:
+        """What a handler does inside is seen like what the program does.
+
+        It is what entering the tracer once more does, without what that keeps for the end.
+        """
+        torch._C._push_on_torch_dispatch_stack(self)
+        try:
+            yield
+        finally:
+            torch._C._pop_torch_dispatch_stack(None)
+
     def take(self, nbytes: int) -> tuple[int, Block]:
         """A block that no tensor stands for."""
         block = self.allocator.malloc(nbytes)
@@ -142,15 +172,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(Event("free", number, block.size))
         self.allocator.free(block)
 
-    @contextmanager
-    def scratch(self, *sizes: int) -> Iterator[None]:
+    def scratch(self, *sizes: int) -> _Scratch:
         """Blocks of these bytes while inside (0 takes none); freed in reverse order."""
-        taken = [self.take(nbytes) for nbytes in sizes if nbytes]
-        try:
-            yield
-        finally:
-            for number, block in reversed(taken):
-                self.give(number, block)
+        return _Scratch(self, sizes)
 
     def use_cublas(self) -> None:
         """The first use by a thread takes a workspace, which is never given back.
@@ -216,7 +240,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def address(self, tensor: Tensor) -> int | None:
         """What the events call the tensor's block; ``None`` if it has none."""
         with torch._C.DisableTorchFunction():
-            if tensor.device.type != "meta":
+            if not tensor.is_meta:
                 return None
             life = self._lives.get(tensor.untyped_storage()._cdata)
         return None if life is None else life.number
@@ -229,28 +253,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append(event)
         self.operators.append(self._operator)
 
-    def _register(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._lives:
-            return
-        nbytes = storage.nbytes()
+    def _begin(self, storage: torch.UntypedStorage) -> None:
         life = self._life(storage)
+        nbytes = storage.nbytes()
         if nbytes and self._takes_blocks:
             life.number, life.block = self.take(nbytes)
 
     def _life(self, storage: torch.UntypedStorage) -> _Life:
-        death = _Death(storage, self._died)
-        death.key = storage._cdata
-        life = self._lives[death.key] = _Life(death)
+        life = _Life(storage, self._died)
+        life.key = storage._cdata
+        self._lives[life.key] = life
         return life
 
-    def _died(self, death: weakref.ref[Any]) -> None:
-        assert isinstance(death, _Death)
-        life = self._lives.get(death.key)
+    def _died(self, life: weakref.ref[Any]) -> None:
+        assert isinstance(life, _Life)
         # The key may already belong to a new storage, made where the old one was.
-        if life is None or life.death is not death:
+        if self._lives.get(life.key) is not life:
             return
-        del self._lives[death.key]
+        del self._lives[life.key]
         if life.block is not None and life.number is not None and not self._is_over:
             self.give(life.number, life.block)
 
@@ -266,10 +286,10 @@ def _default_handler(func: Any) -> Handler:
 
 
 def _decompose(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # They arrive here only from within a handler: elsewhere autograd has taken them apart.
-    with tracer:
-        out = func.decompose(*args, **kwargs)
-    return tracer.run(func, args, kwargs) if out is NotImplemented else out
+    # They arrive here only from within a handler: elsewhere autograd has taken them apart. What
+    # does so in C++ takes less time than the decomposition in Python that some have beside it.
+    with tracer.seeing_again():
+        return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
 def _use_counts(tensor: Tensor) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmmem.results import COMPONENTS, Components, Holder
 
@@ -31,9 +31,10 @@ Key = TypeVar("Key")
 FORWARD_PHASES = ("forward", "prefill", "decode")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One step of the allocator; its place in the sequence of events is its position.
+
+    There are many of them, which is why they are tuples: those are made in less time.
 
     Attributes:
         kind: Whether a block is handed out or given back.
@@ -91,8 +92,7 @@ class Attribution:
     holders: tuple[Holder, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Life:
+class _Life(NamedTuple):
     """An allocation from the event that made it to the one that ended it (None: it never ended)."""
 
     bytes: int
@@ -147,9 +147,9 @@ def attribute(
 def _lives(
     events: Sequence[Event], phases: Sequence[Span], calls: Sequence[Span], labels: Sequence[Label]
 ) -> list[_Life]:
-    outermost = _OutermostCalls(calls)
+    call_ends = _ends_of_outermost_calls(calls, len(events))
     modules = innermost_modules(calls, phases, len(events))
-    phase_of = _PhaseLookup(phases)
+    phase_of = _phases_by_position(phases, len(events))
     label_of = _BlockLabels(labels)
     live: dict[int, int] = {}
     lives: list[_Life] = []
@@ -157,10 +157,12 @@ def _lives(
     def end(address: int, died: int | None) -> None:
         born = live.pop(address)
         component = label_of.component(address, born, died)
-        if component is None and not labels and phase_of(born) == "load":
-            component = "weights"
         if component is None:
-            component = _unlabelled(born, died, phase_of(born), outermost.end(born))
+            phase = phase_of[born]
+            if not labels and phase == "load":
+                component = "weights"
+            else:
+                component = _unlabelled(born, died, phase, call_ends[born])
         lives.append(_Life(events[born].bytes, born, died, component, modules[born]))
 
     for position, event in enumerate(events):
@@ -181,35 +183,23 @@ def _unlabelled(born: int, died: int | None, phase: str | None, call_end: int | 
     return "activations" if phase in FORWARD_PHASES else "temporaries"
 
 
-class _OutermostCalls:
-    """Where the outermost module call around a position ends."""
-
-    def __init__(self, calls: Sequence[Span]) -> None:
-        self._spans: list[Span] = []
-        for span in sorted(calls, key=lambda span: (span.start, -span.end)):
-            if not self._spans or span.start >= self._spans[-1].end:
-                self._spans.append(span)
-        self._starts = [span.start for span in self._spans]
-
-    def end(self, position: int) -> int | None:
-        index = bisect_right(self._starts, position) - 1
-        if index < 0 or position >= self._spans[index].end:
-            return None
-        return self._spans[index].end
+def _ends_of_outermost_calls(calls: Sequence[Span], size: int) -> list[int | None]:
+    """For each position, where the outermost module call around it ends, if there is one."""
+    ends: list[int | None] = [None] * size
+    reached = 0
+    for span in sorted(calls, key=lambda span: (span.start, -span.end)):
+        if span.start >= reached:
+            reached = span.end
+            ends[span.start : span.end] = [span.end] * (min(span.end, size) - span.start)
+    return ends
 
 
-class _PhaseLookup:
-    """The phase at a position."""
-
-    def __init__(self, phases: Sequence[Span]) -> None:
-        self._phases = phases
-        self._starts = [span.start for span in phases]
-
-    def __call__(self, position: int) -> str | None:
-        index = bisect_right(self._starts, position) - 1
-        if index < 0 or position >= self._phases[index].end:
-            return None
-        return self._phases[index].name
+def _phases_by_position(phases: Sequence[Span], size: int) -> list[str | None]:
+    """For each position, the phase that it lies in."""
+    found: list[str | None] = [None] * size
+    for span in phases:
+        found[span.start : span.end] = [span.name] * (min(span.end, size) - span.start)
+    return found
 
 
 class _BlockLabels:
@@ -221,7 +211,9 @@ class _BlockLabels:
             self._by_address[label.address].append(label)
 
     def component(self, address: int, born: int, died: int | None) -> str | None:
-        found = self._by_address.get(address, [])
+        found = self._by_address.get(address)
+        if found is None:
+            return None
         # A label at position p was taken before event p and after event p - 1.
         index = bisect_right(found, born, key=lambda label: label.position)
         if index == len(found) or (died is not None and found[index].position > died):

@@ -149,10 +149,10 @@ int sim_configure(const char *text) {
     if (in_use()) return -1;
     sim_card before = card;
     int bad = sim_read_fields(text, set_field);
-    if (bad) return bad;
-    if (card.count < 1 || card.count > SIM_MAX_DEVICES || (told_count && card.count != told_count)) {
+    bool fits = card.count >= 1 && (!told_count || card.count == told_count);
+    if (bad || !fits) {
         card = before;
-        return -1;
+        return bad ? bad : -1;
     }
     sim_forget_visible();
     return 0;
@@ -301,7 +301,7 @@ void sim_open_context(int device) {
     release();
 }
 
-bool sim_context_is_open(int device) { return accounts[device].context; }
+bool sim_context_is_open(int device) { return device >= 0 && accounts[device].context; }
 
 bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
 
@@ -340,7 +340,11 @@ size_t sim_outside_bytes(int device) {
 }
 
 size_t sim_free_bytes(int device) {
-    return card.total_bytes - sim_process_bytes(device) - sim_outside_bytes(device);
+    const device_account *a = &accounts[device];
+    acquire();
+    size_t taken = process_bytes(a) + outside_bytes(a);
+    release();
+    return taken < card.total_bytes ? card.total_bytes - taken : 0; /* what is outside may grow meanwhile */
 }
 
 /* ---- addresses --------------------------------------------------------------------------------- */
@@ -352,11 +356,12 @@ bool sim_is_device_address(uintptr_t address) {
 /* The lowest gap of the reserved range that holds extent bytes, or 0. */
 static uintptr_t find_gap(size_t extent) {
     if (!space) {
-        void *base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        /* A page more, as it need not begin where a page of the devices does. */
+        void *base = mmap(NULL, ADDRESS_SPACE + SIM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
         space = no_gap_below = round_up((uintptr_t)base, SIM_PAGE);
     }
-    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE - SIM_PAGE;
+    uintptr_t at = no_gap_below, end = space + ADDRESS_SPACE;
     for (size_t i = count_up_to(&regions, at - 1); i < regions.count; i++) {
         const sim_region *r = region_at(i);
         if (!sim_is_device_address(r->address)) break;

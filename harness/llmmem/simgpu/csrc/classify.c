@@ -131,7 +131,8 @@ static void classify_elementwise(const char *name, sim_effect *e) {
     size_t expected = operands_of(e);
     if (e->form == SIM_STRIDED) e->inputs = expected;
     if (e->inputs != expected) e->operation = SIM_FORGET;
-    /* Of an unknown functor the name does not tell what it returns; no element is smaller than this. */
+    /* Of an unknown functor the name does not tell what it returns; no element is smaller than this (in place,
+     * it is an element of the input: see `forget_output`). */
     if (e->operation == SIM_FORGET) e->output = SIM_UINT8;
 }
 

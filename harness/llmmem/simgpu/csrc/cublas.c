@@ -145,27 +145,11 @@ GEMV(cublasDgemv_v2)
 GEMV(cublasCgemv_v2)
 GEMV(cublasZgemv_v2)
 
-#define DOT(name)                                                                                                  \
-    int name(handle *h, int n, const void *x, int step_x, const void *y, int step_y, void *result) {               \
-        (void)h, (void)n, (void)x, (void)step_x, (void)y, (void)step_y;                                            \
-        return written(result);                                                                                    \
-    }
-DOT(cublasSdot_v2)
-DOT(cublasDdot_v2)
-DOT(cublasCdotu_v2)
-DOT(cublasCdotc_v2)
-DOT(cublasZdotu_v2)
-DOT(cublasZdotc_v2)
-
-int cublasDotEx(handle *h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
-                void *result) {
-    (void)h, (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y;
-    return written(result);
-}
-
 /* ---- numbers and codes that the program looks at ------------------------------------------------------ */
 
 enum { HOST_POINTERS = 0 };
+
+static const unsigned char zero[16]; /* of any type */
 
 /* A result goes where the handle's pointer mode says. */
 static int number(handle *h, void *result, const void *value, size_t size) {
@@ -176,11 +160,39 @@ static int number(handle *h, void *result, const void *value, size_t size) {
     return 0;
 }
 
+#define DOT(name, size)                                                                                            \
+    int name(handle *h, int n, const void *x, int step_x, const void *y, int step_y, void *result) {               \
+        (void)n, (void)x, (void)step_x, (void)y, (void)step_y;                                                     \
+        return number(h, result, zero, size);                                                                      \
+    }
+DOT(cublasSdot_v2, 4)
+DOT(cublasDdot_v2, 8)
+DOT(cublasCdotu_v2, 8)
+DOT(cublasCdotc_v2, 8)
+DOT(cublasZdotu_v2, 16)
+DOT(cublasZdotc_v2, 16)
+
+static size_t element_bytes(int type) {
+    switch (type) { /* cudaDataType */
+        case 2:          /* CUDA_R_16F */
+        case 14: return 2; /* CUDA_R_16BF */
+        case 1:          /* CUDA_R_64F */
+        case 4: return 8;  /* CUDA_C_32F */
+        case 5: return 16; /* CUDA_C_64F */
+        default: return 4; /* CUDA_R_32F */
+    }
+}
+
+int cublasDotEx(handle *h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
+                void *result, int type) {
+    (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y;
+    return number(h, result, zero, element_bytes(type));
+}
+
 #define NORM(name, type)                                                                                           \
     int name(handle *h, int n, const void *x, int step, type *result) {                                            \
         (void)n, (void)x, (void)step;                                                                              \
-        static const type zero;                                                                                    \
-        return number(h, result, &zero, sizeof zero);                                                              \
+        return number(h, result, zero, sizeof(type));                                                              \
     }
 NORM(cublasSnrm2_v2, float)
 NORM(cublasDnrm2_v2, double)

@@ -143,6 +143,7 @@ int cufftXtMakePlanMany(int handle, int rank, long long *n, long long *in_embed,
     if (!p) {
         status = INVALID_PLAN;
     } else {
+        free_area(p);
         p->bytes = work_area(rank, n, input, output, batch, execution);
         if (p->allocates && p->bytes) {
             p->own_area = (void *)sim_allocate(SIM_DEVICE, p->bytes, sim_current_device());

@@ -267,6 +267,7 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
+    if (sim_current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
     *device = sim_current_ordinal();
     return CUDA_SUCCESS;
 }
@@ -346,6 +347,7 @@ CUresult cuMemHostGetDevicePointer(CUdeviceptr *device, void *host, unsigned int
 
 CUresult cuMemGetInfo(size_t *available, size_t *total) {
     int device = sim_current_device();
+    if (device < 0) return CUDA_ERROR_INVALID_CONTEXT;
     sim_open_context(device);
     *available = sim_free_bytes(device);
     *total = sim_get_card()->total_bytes;
@@ -382,8 +384,25 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute name, CUdevicept
     return CUDA_SUCCESS;
 }
 
+static size_t attribute_bytes(CUpointer_attribute name) {
+    switch (name) {
+        case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return sizeof(CUmemorytype);
+        case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return sizeof(int);
+        default: return sizeof(CUdeviceptr);
+    }
+}
+
+/* Of memory that is not CUDA's, all are zero. */
 CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *names, void **values, CUdeviceptr pointer) {
-    for (unsigned int i = 0; i < count; i++) cuPointerGetAttribute(values[i], names[i], pointer);
+    sim_region region;
+    bool known = sim_find(pointer, &region);
+    for (unsigned int i = 0; i < count; i++) {
+        if (!known)
+            memset(values[i], 0, attribute_bytes(names[i]));
+        else if (cuPointerGetAttribute(values[i], names[i], pointer) != CUDA_SUCCESS)
+            return CUDA_ERROR_NOT_SUPPORTED;
+    }
     return CUDA_SUCCESS;
 }
 
@@ -470,6 +489,7 @@ CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *wanted,
                      unsigned long long flags) {
     (void)flags;
+    if (wanted->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
     if (!size || size % SIM_PAGE || !is_device(wanted->location.id)) return CUDA_ERROR_INVALID_VALUE;
     if (state()) return state();
     *handle = sim_physical_create(size, sim_device_at(wanted->location.id));
@@ -553,6 +573,18 @@ CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     bool active = sim_get_stream(stream)->capture != 0;
     *status = active ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
+    (void)stream;
+    function(data);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback function, void *data, unsigned int flags) {
+    (void)flags;
+    function(stream, CUDA_SUCCESS, data);
     return CUDA_SUCCESS;
 }
 

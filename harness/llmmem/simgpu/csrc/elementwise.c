@@ -173,6 +173,15 @@ static void convert(const sim_effect *e, const sim_functor *f, iteration *it) {
     compute(&actual, f, it);
 }
 
+/* The output of a functor that is not known, which is as large as the input that it takes the place of. */
+static void forget_output(iteration *it) {
+    for (size_t i = 1; i < it->operands; i++)
+        if (it->operand[i].base == it->operand[0].base && sim_type_size(it->operand[i].type))
+            it->operand[0].type = it->operand[i].type;
+    lay_out_in_a_row(it);
+    spread(it, (sim_value){0});
+}
+
 static void run(const sim_effect *e, const unsigned char *functor_bytes, iteration *it) {
     sim_functor f;
     if (it->count == 0) return;
@@ -180,7 +189,7 @@ static void run(const sim_effect *e, const unsigned char *functor_bytes, iterati
     if (e->operation == SIM_FILL)
         spread(it, sim_load(it->operand[0].type, functor_bytes));
     else if (e->operation == SIM_FORGET)
-        spread(it, (sim_value){0});
+        forget_output(it);
     else if (e->operation == SIM_COPY && e->converts)
         convert(e, &f, it);
     else
@@ -221,7 +230,7 @@ static const uintptr_t *bases_in(const unsigned char *closure, size_t operands, 
 }
 
 /* Of a functor that is not known, the name does not tell how many operands it has. The output comes first. */
-static void forget_output(const unsigned char *closure) {
+static void forget_strided_output(const unsigned char *closure) {
     sim_layout where;
     for (size_t operands = 1; operands <= MOST_STRIDED; operands++) {
         const uintptr_t *bases = bases_in(closure, operands, &where);
@@ -235,7 +244,7 @@ bool sim_run_strided(const sim_effect *e, void **arguments) {
     iteration it = {.count = (size_t) * (int *)arguments[0], .operands = e->inputs + 1};
     const uintptr_t *bases = e->operation == SIM_FORGET ? NULL : bases_in(closure, it.operands, &it.where);
     if (!bases) {
-        forget_output(closure);
+        forget_strided_output(closure);
         return true;
     }
     const unsigned char *functor_bytes = (const unsigned char *)(bases + it.operands);

@@ -21,9 +21,14 @@ typedef struct {
     bool classified;
 } kernel;
 
-static kernel *kernels; /* open addressing, by host function */
+static kernel **kernels; /* open addressing, by host function; what is found stays where it is */
 static size_t kernel_count, kernel_slots;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void acquire(void) { pthread_mutex_lock(&lock); }
+static void release(void) { pthread_mutex_unlock(&lock); }
+
+__attribute__((constructor)) static void keep_lock_across_fork(void) { pthread_atfork(acquire, release, release); }
 
 /* ---- the table ---------------------------------------------------------------------------------- */
 
@@ -32,29 +37,35 @@ static size_t slot_of(const void *host_function, size_t slots) {
     return (size_t)(hash >> 20) & (slots - 1);
 }
 
-static kernel *find(const void *host_function) {
-    if (!kernel_slots) return NULL;
+/* Where a kernel is, or would be placed. */
+static kernel **slot_for(const void *host_function) {
     size_t i = slot_of(host_function, kernel_slots);
-    while (kernels[i].host_function && kernels[i].host_function != host_function) i = (i + 1) & (kernel_slots - 1);
-    return kernels[i].host_function ? &kernels[i] : NULL;
+    while (kernels[i] && kernels[i]->host_function != host_function) i = (i + 1) & (kernel_slots - 1);
+    return &kernels[i];
 }
 
-static void place(kernel k) {
-    size_t i = slot_of(k.host_function, kernel_slots);
-    while (kernels[i].host_function && kernels[i].host_function != k.host_function) i = (i + 1) & (kernel_slots - 1);
-    if (!kernels[i].host_function) kernel_count++;
-    kernels[i] = k;
+static kernel *find(const void *host_function) {
+    acquire();
+    kernel *found = kernel_slots ? *slot_for(host_function) : NULL;
+    release();
+    return found;
+}
+
+static void place(kernel *k) {
+    kernel **slot = slot_for(k->host_function);
+    if (!*slot) kernel_count++;
+    *slot = k; /* one that it takes the place of may be in use */
 }
 
 static void grow(void) {
-    kernel *old = kernels;
+    kernel **old = kernels;
     size_t old_slots = kernel_slots;
     kernel_slots = old_slots ? 2 * old_slots : 1 << 14;
     kernels = calloc(kernel_slots, sizeof *kernels);
     if (!kernels) abort();
     kernel_count = 0;
     for (size_t i = 0; i < old_slots; i++)
-        if (old[i].host_function) place(old[i]);
+        if (old[i]) place(old[i]);
     free(old);
 }
 
@@ -66,10 +77,13 @@ void *sim_register_module(const void *wrapper) {
 }
 
 static void add(kernel k) {
-    pthread_mutex_lock(&lock);
+    kernel *added = malloc(sizeof *added);
+    if (!added) abort();
+    *added = k;
+    acquire();
     if (2 * (kernel_count + 1) > kernel_slots) grow();
-    place(k);
-    pthread_mutex_unlock(&lock);
+    place(added);
+    release();
 }
 
 void sim_register_kernel(void *registered, const void *host_function, const char *name) {
@@ -168,15 +182,21 @@ static void forget_all(const sim_cubin *cubin, void **arguments) {
         }
 }
 
+/* Not with the lock held: to read the name may load a library, and those register kernels. */
+static void classify(kernel *k) {
+    sim_effect effect = sim_classify(k->name);
+    acquire();
+    if (!k->classified) k->effect = effect;
+    __atomic_store_n(&k->classified, true, __ATOMIC_RELEASE);
+    release();
+}
+
 static void apply(kernel *k, void **arguments) {
     if (k->cubin) {
         forget_all(k->cubin, arguments);
         return;
     }
-    if (!k->classified) {
-        k->effect = sim_classify(k->name);
-        k->classified = true;
-    }
+    if (!__atomic_load_n(&k->classified, __ATOMIC_ACQUIRE)) classify(k);
     sim_apply(&k->effect, arguments);
 }
 

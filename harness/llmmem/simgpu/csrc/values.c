@@ -32,7 +32,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void acquire(void) { pthread_mutex_lock(&lock); }
 static void release(void) { pthread_mutex_unlock(&lock); }
 
-__attribute__((constructor)) static void keep_lock_across_fork(void) { pthread_atfork(acquire, release, release); }
+/* Before the account's own (what is registered last is locked first): memory is forgotten with the account
+ * locked, so that a fork has to take its lock before this one. */
+__attribute__((constructor(101))) static void keep_lock_across_fork(void) {
+    pthread_atfork(acquire, release, release);
+}
 
 /* The first entry that ends after address. */
 static size_t first_after(uintptr_t address) {
