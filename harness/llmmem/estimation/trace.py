@@ -11,7 +11,7 @@ import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -100,6 +100,12 @@ _NOT_TRACED = {
     "FROD": "it decomposes all weights on the host, and multiplies sparse matrices",
 }
 
+#: What a LoRA config may name without PEFT asking, in the step or before, where tensors lie.
+_PLAIN_LORA = frozenset(
+    """peft_type r lora_alpha lora_dropout target_modules exclude_modules bias use_rslora
+    rank_pattern alpha_pattern layers_to_transform layers_pattern modules_to_save""".split()
+)
+
 
 def _check_supported(setup: Setup) -> None:
     kind = setup.adapter.get("peft_type") if isinstance(setup.adapter, Mapping) else None
@@ -142,11 +148,16 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         stack.enter_context(observer.timeline.recording_calls())
         choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        if setup.has_adapter:
+        if setup.has_adapter and not _is_plain_lora(setup.adapter):
             stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
         return outcome_of(
             partial(execute, setup, torch.device("meta"), observer, move=move), tracer
         )
+
+
+def _is_plain_lora(adapter: Any) -> bool:
+    """Whether PEFT never asks where tensors lie: then a trace is faster without an answer to that."""
+    return adapter["peft_type"] == "LORA" and adapter.keys() <= _PLAIN_LORA
 
 
 def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
