@@ -102,8 +102,7 @@ _NOT_TRACED = {
 
 #: What a LoRA config may name without PEFT asking, in the step or before, where tensors lie.
 _PLAIN_LORA = frozenset(
-    """peft_type r lora_alpha lora_dropout target_modules exclude_modules bias use_rslora
-    rank_pattern alpha_pattern layers_to_transform layers_pattern modules_to_save""".split()
+    ["peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "modules_to_save"]
 )
 
 
@@ -157,7 +156,7 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
 
 def _is_plain_lora(adapter: Any) -> bool:
     """Whether PEFT never asks where tensors lie: then a trace is faster without an answer to that."""
-    return adapter["peft_type"] == "LORA" and adapter.keys() <= _PLAIN_LORA
+    return bool(adapter["peft_type"] == "LORA" and adapter.keys() <= _PLAIN_LORA)
 
 
 def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
