@@ -102,7 +102,21 @@ _NOT_TRACED = {
 
 #: What a LoRA config may name without PEFT asking, in the step or before, where tensors lie.
 _PLAIN_LORA = frozenset(
-    ["peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "modules_to_save"]
+    {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "bias",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+    }
 )
 
 
