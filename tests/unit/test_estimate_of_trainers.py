@@ -1,7 +1,9 @@
-"""Estimates of transformers' Trainer, on any build of PyTorch."""
+"""Estimates of a transformers `Trainer`, on any build of PyTorch."""
 
 from __future__ import annotations
 
+import os
+import random
 import runpy
 import subprocess
 import sys
@@ -10,85 +12,200 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from torch import nn
 
 import llmmem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from transformers import Trainer
 
-FILE = Path(__file__).with_name("trainers_here.py")
-TRAINERS: dict[str, Callable[..., Any]] = runpy.run_path(str(FILE))["TRAINERS"]
+FILE = Path(__file__).with_name("trainer_programs.py")
+MADE = runpy.run_path(str(FILE))
+TRAINERS = MADE["TRAINERS"]
+# Each in a process of its own, which finds a fresh GPU.
 RUN = """
+import os
 import runpy
 import sys
 
 from llmmem import simgpu
 
 simgpu.activate("l40s")
-runpy.run_path(sys.argv[1])["TRAINERS"][sys.argv[2]]().train()
 
 import torch
+import transformers
 
-print()
-print(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+for name, make in runpy.run_path(sys.argv[1])["TRAINERS"].items():
+    child = os.fork()
+    if not child:
+        make().train()
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print("peaks", name, *peaks, flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, name
 """
-
 pytestmark = [
-    # Of transformers and PEFT, about each other's names.
-    pytest.mark.filterwarnings("ignore:`:FutureWarning"),
-    # transformers warns where there is nothing to pin memory for.
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`:FutureWarning"),  # of transformers, about its own names
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),  # without a GPU
 ]
 
 
-def estimated(what: Any) -> llmmem.Trace:
+def estimated(what: Any) -> tuple[int | None, int | None]:
     trace = llmmem.estimate(what, "l40s")
     assert trace.outcome == "ok", trace.message
-    return trace
+    return trace.peaks.allocated, trace.peaks.reserved
 
 
-@pytest.mark.usefixtures("simulated_gpu")
+@pytest.fixture(scope="module")
+def peaks_of_runs(simulated_gpu: None) -> dict[str, tuple[int, int]]:
+    program = [sys.executable, "-c", RUN, str(FILE)]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    words = [line.split() for line in done.stdout.splitlines() if line.startswith("peaks ")]
+    return {name: (int(allocated), int(reserved)) for _, name, allocated, reserved in words}
+
+
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_trainer_is_estimated_as_it_trains_on_the_simulated_gpu(name: str) -> None:
-    program = [sys.executable, "-c", RUN, str(FILE), name]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
-    peaks = estimated(TRAINERS[name](use_cpu=True)).peaks
-    assert done.stdout.split()[-2:] == [str(peaks.allocated), str(peaks.reserved)]
-
-
-def test_a_trainer_that_a_function_makes_is_estimated_alike() -> None:
-    inside = estimated(lambda: TRAINERS["lora"](logging_strategy="no").train())
-    outside = estimated(TRAINERS["lora"](use_cpu=True))
-    assert (inside.peaks, inside.components) == (outside.peaks, outside.components)
-
-
-def test_a_trainer_stays_as_it_is_and_trains_after(
-    capsys: pytest.CaptureFixture[str],
+def test_training_is_estimated_as_it_runs_on_the_simulated_gpu(
+    name: str, peaks_of_runs: dict[str, tuple[int, int]]
 ) -> None:
-    trainer = TRAINERS["lora"](use_cpu=True)
-    before = state_of(trainer)
-    capsys.readouterr()
+    assert estimated(TRAINERS[name]) == peaks_of_runs[name]
+    assert estimated(lambda: TRAINERS[name]().train()) == peaks_of_runs[name]
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "mixed"])
+def test_a_trainer_made_on_the_host_is_estimated_as_one_made_on_a_gpu(name: str) -> None:
+    assert estimated(TRAINERS[name](use_cpu=True)) == estimated(TRAINERS[name])
+
+
+def test_all_of_a_training_is_told() -> None:
+    trace = llmmem.estimate(MADE["lora"], "l40s")
+    assert trace.components is not None
+    assert trace.components.weights > trace.components.optimizer > 0
+    assert any("2 optimizer steps" in assumption for assumption in trace.assumptions)
+    assert any("callbacks" in assumption for assumption in trace.assumptions)
+
+
+def test_an_estimate_leaves_the_trainer_and_the_libraries_as_they_were(tmp_path: Path) -> None:
+    import accelerate
+    import transformers
+
+    calls: list[str] = []
+
+    class Watching(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            calls.append("step")
+
+        def on_log(self, *_: Any, **__: Any) -> None:
+            calls.append("log")
+
+        def on_save(self, *_: Any, **__: Any) -> None:
+            calls.append("save")
+
+    def watched() -> list[Any]:
+        classes = [transformers.Trainer, transformers.TrainingArguments, accelerate.Accelerator]
+        modules = [torch, torch.cuda, torch.accelerator, torch.optim.Optimizer, nn.Module]
+        states = [accelerate.state.PartialState, accelerate.state.AcceleratorState]
+        states.append(accelerate.state.GradientState)
+        named = [dict(vars(one)) for one in (*classes, *modules)]
+        named += [dict(state._shared_state) for state in states]
+        named += [dict(os.environ), random.getstate(), torch.random.get_rng_state().tolist()]
+        named += [torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()]
+        return [*named, *_state_of(trainer)]
+
+    sockets: list[str] = []
+    sys.addaudithook(lambda event, _: sockets.append(event) if event == "socket.connect" else None)
+    trainer = MADE["mixed"](
+        use_cpu=True,
+        output_dir=str(tmp_path),
+        callbacks=[Watching()],
+        save_strategy="steps",
+        save_steps=1,
+    )
+    before = watched()
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     first = estimated(trainer)
-    assert state_of(trainer) == before
-    assert capsys.readouterr().out == ""
-    assert not [*Path(trainer.args.output_dir).iterdir()]
-    assert trainer.train().global_step == 3
-    assert {parameter.device.type for parameter in trainer.model.parameters()} == {"cpu"}
-    assert estimated(trainer).peaks == first.peaks
+    assert watched() == before
+    assert all(torch.equal(weights[name], at) for name, at in trainer.model.state_dict().items())
+    assert calls == sockets == list(tmp_path.iterdir()) == []
+    assert estimated(trainer) == first
 
 
-def state_of(trainer: Any) -> dict[str, Any]:
-    parameters = {
-        name: (id(parameter), parameter.data_ptr(), parameter.sum().item(), parameter.grad)
-        for name, parameter in trainer.model.named_parameters()
-    }
-    return {
-        "trainer": {name: id(value) for name, value in vars(trainer).items()},
-        "arguments": {name: id(value) for name, value in vars(trainer.args).items()},
-        "parameters": parameters,
-        "forward": trainer.model.forward,
-        "callbacks": [*trainer.callback_handler.callbacks],
-        "accelerate": [dict(AcceleratorState._shared_state), dict(PartialState._shared_state)],
-        "seed": torch.random.get_rng_state().tolist(),
-    }
+def _state_of(trainer: Trainer) -> list[Any]:
+    model: Any = trainer.model
+    tensors = [(id(p), p.device, p.requires_grad, p.grad) for p in model.parameters()]
+    handler = trainer.callback_handler
+    return [
+        {name: id(value) for name, value in vars(trainer).items()},
+        [vars(trainer.args), vars(trainer.state), vars(trainer.control)],
+        [id(callback) for callback in handler.callbacks],
+        [tensors, model.training, sorted(vars(model)), model.config.to_dict()],
+    ]
+
+
+def test_a_trainer_trains_after_an_estimate_as_without_one() -> None:
+    def losses(trainer: Trainer) -> list[float]:
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    def made() -> Trainer:
+        torch.manual_seed(0)
+        trainer: Trainer = MADE["lora"](use_cpu=True, max_steps=2)
+        return trainer
+
+    alone = losses(made())
+    trainer = made()
+    peaks = estimated(trainer)
+    assert losses(trainer) == alone
+    assert len(set(alone)) == 2
+    assert estimated(trainer) == peaks
+
+
+def _with_liger_kernels() -> Trainer:
+    trainer: Trainer = MADE["full"]()
+    trainer.args.use_liger_kernel = True
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: MADE["full"](full_determinism=True), "deterministic algorithms"),
+        (_with_liger_kernels, "use_liger_kernel"),
+    ],
+)
+def test_what_cannot_be_traced_is_unsupported_with_what_to_do(make: Any, reason: str) -> None:
+    trace = llmmem.estimate(make, "l40s")
+    assert trace.outcome == "unsupported"
+    assert reason in trace.message
+    assert "llmmem exec" in trace.message
+    assert trace.peaks.allocated is None
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_trainer_with_a_second_model_is_to_be_made_in_a_function() -> None:
+    trainer = MADE["full"](use_cpu=True)
+    trainer.ref_model = nn.Linear(2, 2)
+    trace = llmmem.estimate(trainer, "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert "another module (ref_model): estimate a function that builds" in trace.message
+
+
+def test_a_batch_that_stays_on_the_host_is_not_estimated() -> None:
+    def function() -> None:
+        nn.Embedding(64, 64).cuda()(torch.zeros(3, dtype=torch.long))
+
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "unsupported"
+    assert "same device" in trace.message
+
+
+def test_a_card_that_is_too_small_for_a_trainer_is_an_outcome() -> None:
+    def function() -> Trainer:
+        trainer: Trainer = MADE["trainer_of"](MADE["_model"](), per_device_train_batch_size=16)
+        trainer.data_collator = lambda rows: {
+            name: torch.zeros(2**18, 16, dtype=torch.long) for name in ("input_ids", "labels")
+        }
+        return trainer
+
+    assert llmmem.estimate(function, "t4").outcome == "oom"

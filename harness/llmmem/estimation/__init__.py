@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import Trainer
-    from typing_extensions import TypeIs
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.results import Estimate, Rules, Trace
@@ -39,7 +37,8 @@ def estimate(
     model itself: what it moves to ``cuda`` stays without values.
 
     Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by the first two
-    steps of a copy; it stays as it is.
+    steps of a copy; it stays as it is. A function may give back a Trainer, whose first two steps
+    are then estimated as well.
 
     What cannot be estimated is a result: the trace's outcome is ``unsupported`` or ``oom`` then.
 
@@ -59,24 +58,16 @@ def estimate(
     card = find_gpu(gpu or _present() or DEFAULT_GPU)
     if isinstance(what, Setup):
         return _estimate(what, card)
-    if _is_trainer(what):
-        from llmmem.estimation.trainers import trace_trainer
+    from llmmem.estimation.functions import is_trainer, trace_function, trace_trainer
 
+    if is_trainer(what):
         return trace_trainer(what, card)
     if not callable(what):
         raise InputError(
             f"cannot estimate {what!r} (accepted: a Setup, a function without arguments, "
             "a transformers.Trainer)"
         )
-    from llmmem.estimation.functions import trace_function
-
     return trace_function(what, card)
-
-
-def _is_trainer(what: object) -> TypeIs[Trainer]:
-    """Whether it is one; who made it has imported the module that has the class."""
-    trainer = sys.modules.get("transformers.trainer")
-    return trainer is not None and isinstance(what, trainer.Trainer)
 
 
 def _estimate(setup: Setup, card: Gpu) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from llmmem.errors import UnsupportedError
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
+from llmmem.estimation.process_state import process_state_kept
 
 # Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
 # where it is only made believe.
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
+    from transformers import Trainer
+    from typing_extensions import TypeIs
 
     from llmmem.catalogue.gpus import Gpu
 
-__all__ = ["trace_function"]
+__all__ = ["is_trainer", "trace_function", "trace_trainer"]
 
 ASSUMPTIONS = (
     "values read from the device: numbers are 0, booleans are true",
@@ -42,27 +46,62 @@ ASSUMPTIONS = (
 )
 
 
-def trace_function(
-    function: Callable[[], object], gpu: Gpu, assumptions: tuple[str, ...] = ()
-) -> Trace:
+def is_trainer(what: object) -> TypeIs[Trainer]:
+    """Whether it is one; who made it has imported the module that has the class."""
+    module = sys.modules.get("transformers.trainer")
+    return module is not None and isinstance(what, module.Trainer)
+
+
+def trace_trainer(trainer: Trainer, gpu: Gpu) -> Trace:
+    """Estimate what ``trainer.train()`` takes on a card, in bytes, by the first steps of a copy.
+
+    Args:
+        trainer: It may have been made on a machine without a GPU, and stays as it is.
+        gpu: The card.
+    """
+    from llmmem.estimation.trainers import copy_on_gpu
+
+    return trace_function(lambda: copy_on_gpu(trainer), gpu)
+
+
+def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
     """Estimate the peaks of a function on a card, in bytes, by running it as if on that card.
 
     Settings of the allocator are those of this process's environment. The function's own errors
     are raised, but for a `RuntimeError`: with that the outcome is ``unsupported``.
 
     Args:
-        function: Called once.
+        function: Called once. If it gives a Trainer, that takes its first steps.
         gpu: The card.
-        assumptions: What is assumed besides.
     """
-    assumed = (*assumptions_of(gpu), *ASSUMPTIONS, *assumptions)
+    assumed = [*assumptions_of(gpu), *ASSUMPTIONS]
+
+    def step() -> None:
+        made = function()
+        if is_trainer(made):
+            from llmmem.estimation import trainers
+
+            assumed.extend(trainers.ASSUMPTIONS)
+            trainers.take_first_steps(made)
+        _check_settings()
+
     try:
         observer = TraceObserver(_tracer(gpu))
         with _as_on_gpu(observer):
-            outcome, message = outcome_of(function, observer.tracer)
+            outcome, message = outcome_of(step, observer.tracer)
     except UnsupportedError as error:
-        return Trace("unsupported", str(error), Peaks(), assumptions=assumed)
-    return observer.result(outcome, message, gpu, assumed)
+        return Trace("unsupported", str(error), Peaks(), assumptions=tuple(assumed))
+    return observer.result(outcome, message, gpu, tuple(assumed))
+
+
+def _check_settings() -> None:
+    if torch.are_deterministic_algorithms_enabled():
+        raise UnsupportedError("deterministic algorithms cannot be traced: run it with llmmem exec")
+    if "CUBLAS_WORKSPACE_CONFIG" in os.environ:
+        raise UnsupportedError(
+            "CUBLAS_WORKSPACE_CONFIG: only the default workspace can be traced: "
+            "run it with llmmem exec, or unset it"
+        )
 
 
 def _tracer(gpu: Gpu) -> Tracer:
@@ -79,7 +118,7 @@ def _tracer(gpu: Gpu) -> Tracer:
 def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
     tracer = observer.tracer
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(process_state_kept())
         stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))

@@ -121,6 +121,13 @@ def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return tracer.run(func, args, kwargs)
 
 
+def _is_not_a_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Numbers that are 0 are neither infinite nor not a number."""
+    out = tracer.run(func, args, kwargs)
+    tracer.set_truth(out, False)
+    return out
+
+
 def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     out = tracer.run(func, args, kwargs)
     if out.dtype is torch.bool and out.numel() == 1:
@@ -741,6 +748,7 @@ _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
     _to_copy: "_to_copy.default",
     _copy: "copy_.default",
+    _is_not_a_number: "isnan.default isinf.default",
     _logical_not: "logical_not.default bitwise_not.default",
     _not_below: "ge.Scalar",
     _is_below: "lt.Scalar",

@@ -37,7 +37,11 @@ class OutputMemo:
         self._operators: list[Any] = []
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What ``func(*args, **kwargs)`` gives; functions that modes see are not called."""
+        """What ``func(*args, **kwargs)`` gives; functions that modes see are not called.
+
+        Raises:
+            RuntimeError: Tensors of the host and of the device meet, as they cannot on a GPU.
+        """
         try:
             layouts = self._layouts[id(func)]
         except KeyError:
@@ -51,13 +55,29 @@ class OutputMemo:
             shape, strides, dtype = layout
             return torch.empty_strided(shape, strides, dtype=dtype, device=META)
         out = func(*args, **kwargs)
-        if key is not None and key not in layouts:
+        if key is None:
+            _check_devices(func, args, kwargs)
+        elif key not in layouts:
             inputs = list(_tensors((*args, *kwargs.values())))
             if _is_view_of_any(out, inputs):
                 self._layouts[id(func)] = None
             else:
                 layouts[key] = _layout(out, inputs)
         return out
+
+
+def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Meta kernels may not look where their inputs are; CUDA's take numbers from the host alone.
+
+    Indices may lie on either (`aten.index`).
+    """
+    if func is torch.ops.aten.index.Tensor:
+        return
+    inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if tensor.dim()]
+    if len({tensor.device.type for tensor in inputs}) > 1:
+        raise RuntimeError(
+            f"{func}: expected all tensors to be on the same device, but some are on the host"
+        )
 
 
 def _gives_one_new_tensor(func: Any) -> bool:

@@ -1,154 +1,207 @@
-"""A trace of a transformers `Trainer`: the first steps of a copy of it that has no values."""
+"""The first steps of a transformers `Trainer`, of a copy of one that was made without a GPU."""
 
 from __future__ import annotations
 
 import copy
-import os
-import random
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainerMemoryTracker
+from transformers.utils.quantization_config import QuantizationMethod
 
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.functions import trace_function
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import Trainer, TrainingArguments
 
-    from llmmem.catalogue.gpus import Gpu
-    from llmmem.results import Trace
+__all__ = ["ASSUMPTIONS", "copy_on_gpu", "take_first_steps"]
 
-__all__ = ["trace_trainer"]
-
-# In the second, the optimizer's state is there throughout.
+# The first allocates the optimizer's state; in the second it is there throughout.
 STEPS = 2
 ASSUMPTIONS = (
-    f"{STEPS} optimizer steps of the Trainer, on the first batches that it takes",
+    f"at most {STEPS} optimizer steps of the Trainer, on the first batches that it takes",
+    "batches without padding: what it would change is not known",
     "the Trainer's callbacks, evaluation, logs and checkpoints left out",
 )
+_BUILD_IT = "estimate a function that builds and returns the Trainer, as it would on a GPU"
 
 
-def trace_trainer(trainer: Trainer, gpu: Gpu) -> Trace:
-    """Estimate what ``trainer.train()`` takes on a card, in bytes, by steps of a copy of it.
+class _StopEarly(TrainerCallback):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= STEPS:
+            control.should_training_stop = True
 
-    The trainer, its model and the state of accelerate stay as they are. Nothing is written.
 
-    Args:
-        trainer: Made for one process; it may have been made on a machine without a GPU.
-        gpu: The card.
+def take_first_steps(trainer: Trainer) -> None:
+    """Train for a few steps, and write, log and send nothing. Its arguments are left alone.
+
+    Raises:
+        UnsupportedError: Steps of such a trainer cannot be traced.
     """
-    with _state_kept():
-        copied = _copy_of(trainer)
-        return trace_function(lambda: _train(copied), gpu, ASSUMPTIONS)
+    _check_supported(trainer)
+    trainer.args = _quiet(trainer.args)
+    trainer.callback_handler = CallbackHandler(  # type: ignore[no-untyped-call]
+        [DefaultFlowCallback(), _StopEarly()],
+        trainer.model,
+        trainer.processing_class,
+        trainer.optimizer,
+        trainer.lr_scheduler,
+    )
+    trainer._memory_tracker = TrainerMemoryTracker(skip_memory_metrics=True)  # type: ignore[no-untyped-call]
+    # What is to be logged is still read from the device.
+    trainer.log = _log_nothing  # type: ignore[method-assign]
+    trainer.train()
 
 
-def _train(trainer: Trainer) -> None:
-    """The trainer's steps on the device that it finds now."""
-    trainer.args._setup_devices  # noqa: B018 - reading it looks for the device
-    trainer.create_accelerator_and_postprocess()
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.args.world_size > 1:
+def _log_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _check_supported(trainer: Trainer) -> None:
+    arguments = trainer.args
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or arguments.world_size > 1:
         raise UnsupportedError(
             "a Trainer with DeepSpeed, FSDP or several processes cannot be traced: run it with "
             "llmmem exec, or describe it as a Setup with parallel"
         )
-    model: Any = trainer.model
-    if trainer.place_model_on_device:
-        trainer._move_model_to_device(model, trainer.args.device)
-    trainer.train()
+    if arguments.use_liger_kernel:
+        raise UnsupportedError(
+            "use_liger_kernel: kernels of Triton cannot be traced: run it with llmmem exec"
+        )
 
 
-def _copy_of(trainer: Trainer) -> Trainer:
-    """The same trainer with a model of the same layout, on the host, whose weights take no memory."""
-    model: Any = trainer.model
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if type(parameter) is nn.Parameter:  # others know how they are stored and quantized
-            memo[id(parameter)] = _without_values(parameter)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
-    copied = copy.copy(trainer)
-    copied.args = _arguments(trainer.args)
-    # What accelerate has wrapped is left of a training before this one, and is made anew.
-    of_user = not isinstance(trainer.optimizer, AcceleratedOptimizer)
-    copied.model, copied.optimizer, copied.lr_scheduler = copy.deepcopy(
-        (model, *((trainer.optimizer, trainer.lr_scheduler) if of_user else (None, None))), memo
-    )
-    if "_original_forward" in vars(copied.model):
-        del copied.model._original_forward, copied.model.forward
-    copied.model_wrapped = copied.model
-    copied.callback_handler = CallbackHandler(  # type: ignore[no-untyped-call]
-        [DefaultFlowCallback()],
-        copied.model,
-        copied.processing_class,
-        copied.optimizer,
-        copied.lr_scheduler,
-    )
-    copied.state, copied.control = TrainerState(), TrainerControl()
-    return copied
-
-
-def _without_values(parameter: nn.Parameter) -> nn.Parameter:
-    """Another of the same layout on the host: memory that is never written to is not taken."""
-    empty = nn.Parameter(
-        torch.empty_like(parameter, device="cpu"), requires_grad=parameter.requires_grad
-    )
-    vars(empty).update(vars(parameter))
-    return empty
-
-
-def _arguments(arguments: TrainingArguments) -> TrainingArguments:
-    """The same, for a few steps on whatever device is there, which leave nothing behind."""
-    copied = copy.copy(arguments)
-    vars(copied).pop("_setup_devices", None)
-    copied.accelerator_config = copy.copy(arguments.accelerator_config)
+def _quiet(arguments: TrainingArguments) -> TrainingArguments:
+    """The same arguments, for steps and nothing else."""
+    quiet = copy.copy(arguments)
     changes: dict[str, Any] = {
-        "use_cpu": False,
-        "max_steps": min(STEPS, arguments.max_steps) if arguments.max_steps > 0 else STEPS,
         "save_strategy": SaveStrategy.NO,
         "eval_strategy": IntervalStrategy.NO,
-        "logging_strategy": IntervalStrategy.NO,
+        "eval_on_start": False,
         "load_best_model_at_end": False,
         "push_to_hub": False,
         "report_to": [],
         "disable_tqdm": True,
-        "skip_memory_metrics": True,
         "dataloader_num_workers": 0,
         "dataloader_persistent_workers": False,
         "dataloader_prefetch_factor": None,
     }
     for name, value in changes.items():
-        setattr(copied, name, value)
+        setattr(quiet, name, value)
+    return quiet
+
+
+def copy_on_gpu(trainer: Trainer) -> Trainer:
+    """A copy of a trainer that was made on the host, as if made now, where CUDA is redirected.
+
+    Its model has the same layout and no values. The trainer and its model stay as they are.
+
+    Raises:
+        UnsupportedError: The trainer holds what only a GPU tells how to place.
+    """
+    with torch._C.DisableTorchFunction():
+        copied = _copy_of(trainer)
+    # Reading it looks for the device.
+    copied.args._setup_devices  # noqa: B018
+    copied.create_accelerator_and_postprocess()
+    _place(copied)
     return copied
 
 
-@contextmanager
-def _state_kept() -> Iterator[None]:
-    """What a Trainer sets for the process is as before: accelerate's state, seeds, environment."""
-    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    before = [dict(state) for state in shared]
-    environment = dict(os.environ)
-    seeds, numpy_seeds = random.getstate(), np.random.get_state()
+def _place(trainer: Trainer) -> None:
+    """Move the model as the Trainer's constructor does."""
+    model: Any = trainer.model
+    arguments = trainer.args
+    is_bitsandbytes = (
+        getattr(model, "quantization_method", None) == QuantizationMethod.BITS_AND_BYTES
+    )
+    # `train` does so itself before it evaluates in lower precision.
+    is_moved = trainer.place_model_on_device or arguments.bf16_full_eval or arguments.fp16_full_eval
+    if is_moved and not is_bitsandbytes:
+        trainer._move_model_to_device(model, arguments.device)
+    if not all(parameter.is_cuda for parameter in model.parameters()):
+        raise UnsupportedError(
+            f"the Trainer does not move its model to the GPU, where it would have been: {_BUILD_IT}"
+        )
+
+
+def _copy_of(trainer: Trainer) -> Trainer:
+    """The same trainer with a model on the host whose weights have no values."""
+    model: Any = trainer.model
+    others = [
+        name
+        for name, value in vars(trainer).items()
+        if isinstance(value, nn.Module) and name not in ("model", "model_wrapped")
+    ]
+    if others:
+        raise UnsupportedError(f"the Trainer holds another module ({others[0]}): {_BUILD_IT}")
+    copied = copy.copy(trainer)
+    for name, value in vars(trainer).items():
+        if name not in ("train_dataset", "eval_dataset"):
+            setattr(copied, name, _containers_copied(value))
+    # What accelerate has wrapped is left of a training before this one, and is made anew.
+    of_user = not isinstance(trainer.optimizer, AcceleratedOptimizer)
+    optimization = (trainer.optimizer, trainer.lr_scheduler) if of_user else (None, None)
     try:
-        yield
-    finally:
-        for state, values in zip(shared, before, strict=True):
-            state.clear()
-            state.update(values)
-        os.environ.clear()
-        os.environ.update(environment)
-        random.setstate(seeds)
-        np.random.set_state(numpy_seeds)
+        copied.model, copied.optimizer, copied.lr_scheduler = copy.deepcopy(
+            (model, *optimization), _without_values(model)
+        )
+    except TypeError as error:
+        raise UnsupportedError(
+            f"the Trainer's model cannot be copied ({error}): {_BUILD_IT}"
+        ) from error
+    if "_original_forward" in vars(copied.model):
+        del copied.model._original_forward, copied.model.forward
+    copied.model_wrapped = copied.model
+    copied.args = _of_other_device(trainer.args)
+    copied.state, copied.control = TrainerState(), TrainerControl()
+    return copied
+
+
+def _containers_copied(value: Any) -> Any:
+    """Dicts and lists are copied with all that are in them; what else they hold is shared."""
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        for key, item in value.items():
+            copied[key] = _containers_copied(item)
+        return copied
+    if type(value) is list:
+        return [_containers_copied(item) for item in value]
+    return value
+
+
+def _without_values(model: nn.Module) -> dict[int, Any]:
+    """For `copy.deepcopy`: what stands for the model's tensors, by their ids.
+
+    Memory that is never written to is not taken.
+    """
+    stand_ins: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:  # others know how they are stored and quantized
+            empty = nn.Parameter(
+                torch.empty_like(parameter, device="cpu"), requires_grad=parameter.requires_grad
+            )
+            vars(empty).update(vars(parameter))
+            stand_ins[id(parameter)] = empty
+    for buffer in model.buffers():
+        stand_ins[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return stand_ins
+
+
+def _of_other_device(arguments: TrainingArguments) -> TrainingArguments:
+    """The same arguments, which have yet to look for the device."""
+    copied = copy.copy(arguments)
+    vars(copied).pop("_setup_devices", None)
+    copied.accelerator_config = copy.copy(arguments.accelerator_config)
+    copied.use_cpu = False
+    return copied

@@ -1,0 +1,106 @@
+"""Trainers as they are made for a GPU: what is asked of each, without training it."""
+
+from __future__ import annotations
+
+import tempfile
+
+
+def _data(rows=16):
+    import torch
+
+    ids = [torch.arange(128)] * rows
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def _padded(rows):
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+    mask = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence(mask, batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
+
+
+def _model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config)
+
+
+def trainer_of(model, optimizers=(None, None), output_dir=None, callbacks=None, **arguments):
+    """A Trainer of the model; `arguments` are those of `TrainingArguments`."""
+    from transformers import Trainer, TrainingArguments
+
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_steps": 1,
+    }
+    return Trainer(
+        model=model,
+        args=TrainingArguments(output_dir or tempfile.mkdtemp(), **{**defaults, **arguments}),
+        train_dataset=_data(),
+        data_collator=_padded,
+        optimizers=optimizers,
+        callbacks=callbacks,
+    )
+
+
+def full(**more):
+    import torch
+
+    return trainer_of(_model().to(torch.bfloat16), **more)
+
+
+def lora(**more):
+    import peft
+
+    config = peft.LoraConfig(r=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(_model(), config)
+    return trainer_of(model, gradient_checkpointing=True, **more)
+
+
+def mixed(**more):
+    return trainer_of(
+        _model(),
+        bf16=True,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        max_grad_norm=1.0,
+        **more,
+    )
+
+
+def scaled(**more):
+    """With the scaling of float16, and an optimizer of one's own."""
+    import torch
+
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return trainer_of(
+        model, optimizers=(optimizer, None), fp16=True, label_smoothing_factor=0.1, **more
+    )
+
+
+def one_step(**more):
+    """Ends before an optimizer's second step."""
+    return trainer_of(_model(), max_steps=1, torch_empty_cache_steps=1, **more)
+
+
+TRAINERS = {make.__name__: make for make in (full, lora, mixed, scaled, one_step)}
