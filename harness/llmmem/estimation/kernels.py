@@ -96,6 +96,9 @@ def _read_scalar(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
+    values = tracer.known.of(tensor)
+    if values is not None:
+        return values.item()
     if tensor.dtype is torch.bool:
         return tracer.reads_as(tensor)
     return 0.0 if tensor.is_floating_point() else 0
@@ -105,10 +108,18 @@ def _to_copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
     """A copy to the host has the values that are read; it takes a detour if it is scattered."""
     (tensor,) = args
     device = kwargs.get("device")
-    if not _is_on_device(tensor) or device is None or torch.device(device).type != "cpu":
+    if not _is_on_device(tensor):
+        out = tracer.run(func, args, kwargs)
+        if out.is_meta:
+            tracer.known.learn(out, tensor)
+        return out
+    if device is None or torch.device(device).type != "cpu":
         return tracer.run(func, args, kwargs)
     with tracer.scratch(0 if tensor.is_contiguous() else _nbytes(tensor)):
         dtype = kwargs.get("dtype") or tensor.dtype
+        values = tracer.known.of(tensor)
+        if values is not None:
+            return values.to(dtype, copy=True)
         if tensor.dtype is torch.bool:
             return torch.full(tensor.shape, tracer.reads_as(tensor), dtype=dtype)
         return torch.zeros(tensor.shape, dtype=dtype)
@@ -118,7 +129,10 @@ def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     target, source = args[:2]
     if _is_on_device(source) and not _is_on_device(target):
         return target.copy_(_to_copy(tracer, aten._to_copy.default, (source,), {"device": "cpu"}))
-    return tracer.run(func, args, kwargs)
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(target) and not _is_on_device(source):
+        tracer.known.learn(target, source)
+    return out
 
 
 def _is_not_a_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -217,7 +231,7 @@ def _fill(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     PEFT makes adapters on the host. What is not written takes no time, and no page of memory.
     """
     tensor = args[0]
-    if _is_on_device(tensor) or tensor.numel() >= LARGE:
+    if _is_on_device(tensor) or (tensor.numel() >= LARGE and tensor.is_floating_point()):
         return tensor
     return func(*args, **kwargs)
 
@@ -411,11 +425,12 @@ def _embedding_sums(n: int, rows: int, gradient: Tensor, gpu: Gpu) -> list[int]:
 
 
 def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    tensor, given = args
     # An index that is written as a list is made on the device, without an operator.
-    tracer.born(list(args[1]))
-    given = _places(tracer, args[1])
-    with tracer.scratch(*_index_copies(given)):
-        return tracer.run(func, (args[0], given), kwargs)
+    tracer.born(list(given))
+    indices = _places(tracer, given)
+    with tracer.scratch(*_index_copies(indices)):
+        return tracer.run(func, (tensor, indices), kwargs)
 
 
 def _places(tracer: Tracer, given: Iterable[Tensor | None]) -> list[Tensor | None]:
@@ -426,7 +441,8 @@ def _places(tracer: Tracer, given: Iterable[Tensor | None]) -> list[Tensor | Non
     indices: list[Tensor | None] = []
     for index in given:
         if index is not None and index.dtype is torch.bool and index.device.type == "meta":
-            indices += _nonzero(tracer, aten.nonzero.default, (index,), {}).unbind(1)
+            with tracer.seeing_again():
+                indices += index.nonzero().unbind(1)
         else:
             indices.append(index)
     return indices

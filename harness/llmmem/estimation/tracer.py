@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.hidden import cublas_workspace
+from llmmem.estimation.known import KnownValues
 from llmmem.estimation.memo import OutputMemo
 from llmmem.measurement.attribution import Event
 
@@ -67,6 +68,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         events: Allocations and frees so far, in order.
+        known: Values on the device that came from the host.
         operators: For each event, the operator that was seen last.
         attention_backends: Those of scaled dot product attention that were taken.
         modelled_libraries: Those that were asked for a workspace whose size only a model tells.
@@ -85,6 +87,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.modelled_libraries: set[str] = set()
         self.operators: list[Any] = []
         self._operator: Any = None
+        self.known = KnownValues()
         self.cudnn_attention_unknown: int | None = None
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()
@@ -105,7 +108,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operator = func
         # In backward function modes are on, which are for the program alone.
         with torch._C.DisableTorchFunction():
-            return handler(self, func, args, kwargs or {})
+            out = handler(self, func, args, kwargs or {})
+            if self.known:
+                self.known.follow(func, args, kwargs or {}, out)
+            return out
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -222,6 +228,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def true_count(self, tensor: Tensor) -> int | None:
         """How many of the booleans are true; ``None`` if it is not known."""
+        values = self.known.of(tensor)
+        if values is not None:
+            return int(values.count_nonzero())
         life = self._lives.get(tensor.untyped_storage()._cdata)
         return None if life is None else life.true_count
 
@@ -271,6 +280,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._lives.get(life.key) is not life:
             return
         del self._lives[life.key]
+        self.known.forget(life.key)
         if life.block is not None and life.number is not None and not self._is_over:
             self.give(life.number, life.block)
 

@@ -29,7 +29,6 @@ __all__ = ["ASSUMPTIONS", "copy_on_gpu", "take_first_steps"]
 STEPS = 2
 ASSUMPTIONS = (
     f"at most {STEPS} optimizer steps of the Trainer, on the first batches that it takes",
-    "batches without padding: what it would change is not known",
     "the Trainer's callbacks, evaluation, logs and checkpoints left out",
 )
 _BUILD_IT = "estimate a function that builds and returns the Trainer, as it would on a GPU"
