@@ -108,6 +108,8 @@ def test_an_estimate_leaves_the_trainer_and_the_libraries_as_they_were(tmp_path:
         states = [accelerate.state.PartialState, accelerate.state.AcceleratorState]
         states.append(accelerate.state.GradientState)
         named = [dict(vars(one)) for one in (*classes, *modules)]
+        for attributes in named:
+            attributes.pop("__slotnames__", None)  # which Python adds to a class that it copies
         named += [dict(state._shared_state) for state in states]
         named += [dict(os.environ), random.getstate(), torch.random.get_rng_state().tolist()]
         named += [torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()]

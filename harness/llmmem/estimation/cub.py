@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmmem.catalogue.gpus import Gpu
 
-__all__ = ["radix_sort", "scan", "unique_by_key"]
+__all__ = ["count", "radix_sort", "scan", "select", "unique_by_key"]
 
 INDEX = 8
 ALIGNMENT = 256
@@ -21,6 +21,12 @@ DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 TILE_PADDING = 32
 SCAN_TILE = 448
+# Up to so many items one block counts; else each multiprocessor has five times what it holds.
+COUNTED_BY_ONE_BLOCK = 4096
+COUNT_SUBSCRIPTION = 5
+# Threads of a block that counts, and how many a multiprocessor holds by compute capability.
+COUNT_THREADS = 256
+RESIDENT_THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}
 # Up to so many pairs one block sorts them all, in its own memory.
 SORTED_BY_ONE_BLOCK = 2304
 
@@ -48,6 +54,22 @@ def unique_by_key(items: int, gpu: Gpu) -> int:
 def scan(items: int) -> int:
     """A running sum of int64 (``cub::DeviceScan``)."""
     return _scan(items, SCAN_TILE)
+
+
+def count(items: int, gpu: Gpu) -> int:
+    """How many of so many booleans are true, as int32 (``cub::DeviceReduce::Sum``)."""
+    if items <= COUNTED_BY_ONE_BLOCK:
+        return 1
+    resident = RESIDENT_THREADS.get(gpu.compute_capability, 2048) // COUNT_THREADS
+    return _storage(4 * gpu.sm_count * resident * COUNT_SUBSCRIPTION)
+
+
+def select(items: int, gpu: Gpu) -> int:
+    """The places of those that are true (``cub::DeviceSelect::Flagged``)."""
+    tile = {(8, 0): 2304, (9, 0): 4224}.get(gpu.compute_capability, 640)
+    if gpu.compute_capability >= (10, 0):
+        tile = 3520
+    return _storage((_tiles(items, tile) + TILE_PADDING) * INDEX, 1)
 
 
 def _scan(items: int, tile: int) -> int:

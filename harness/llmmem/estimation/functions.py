@@ -19,6 +19,10 @@ from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
 from llmmem.estimation.process_state import process_state_kept
+
+# Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
+# where it is only made believe.
+from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, bitsandbytes_handlers
 from llmmem.estimation.redirect import cuda_redirected
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
 from llmmem.estimation.tracer import Tracer
@@ -107,12 +111,7 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    handlers = aten_handlers()
-    if "bitsandbytes" in sys.modules:
-        from llmmem.estimation.quantized import bitsandbytes_handlers
-
-        handlers |= bitsandbytes_handlers(gpu)
-    return Tracer(allocator, gpu, handlers)
+    return Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
 
 
 @contextmanager
@@ -120,10 +119,7 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(process_state_kept())
-        if "bitsandbytes" in sys.modules:
-            from llmmem.estimation.quantized import bitsandbytes_as_on_gpu
-
-            stack.enter_context(bitsandbytes_as_on_gpu(tracer))
+        stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))
         choices = stack.enter_context(gpu_choices(tracer))

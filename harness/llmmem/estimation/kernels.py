@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llmmem.errors import UnsupportedError
 from llmmem.estimation import cub
 from llmmem.estimation.hidden import (
     FLOAT,
@@ -30,6 +31,8 @@ from llmmem.estimation.hidden import (
     round_up,
     split_reduction,
 )
+from llmmem.estimation.libraries import LIBRARY_HANDLERS
+from llmmem.estimation.sparse import SPARSE_HANDLERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +55,7 @@ Keywords: TypeAlias = dict[str, Any]
 def aten_handlers() -> dict[Any, Handler]:
     """Handlers by operator; an operator without one allocates its outputs and nothing else."""
     handlers: dict[Any, Handler] = {}
-    for handler, packets in _HANDLERS.items():
+    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS).items():
         for name in packets.split():
             packet, _, overload = name.partition(".")
             operator = getattr(aten, packet, None)
@@ -146,6 +149,24 @@ def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     return out
 
 
+def _is_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Whole numbers on the device are 0: below any positive number."""
+    out = tracer.run(func, args, kwargs)
+    tensor, bound = args
+    if _is_on_device(tensor) and not tensor.is_floating_point() and bound > 0:
+        tracer.set_true_count(out, out.numel())
+    return out
+
+
+def _are_both(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """All of a mask is true where all of both masks is."""
+    out = tracer.run(func, args, kwargs)
+    counts = [tracer.true_count(mask) for mask in args] if _is_on_device(out) else []
+    if out.dtype is torch.bool and counts == 2 * [out.numel()]:
+        tracer.set_true_count(out, out.numel())
+    return out
+
+
 def _not_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Whole numbers are at least 0: the ids and the labels of a step are."""
     out = tracer.run(func, args, kwargs)
@@ -173,19 +194,32 @@ def _is_one(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 
 def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """As many are found as are known to be true, else none: numbers on the device are 0."""
+    """As many are found as are known to be true, else none: numbers on the device are 0.
+
+    Source: ``aten/src/ATen/native/cuda/Nonzero.cu``.
+    """
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
     found = tracer.true_count(tensor) or 0
     with tracer.scratch(4):
-        with tracer.scratch(1):
+        with tracer.scratch(cub.count(tensor.numel(), tracer.gpu)):
             pass
         places = torch.empty((tensor.dim(), found), dtype=torch.int64, device="meta")
         tracer.born(places)
-        with tracer.scratch(1023):
+        with tracer.scratch(cub.select(tensor.numel(), tracer.gpu)):
             pass
     return places.t()
+
+
+def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Numbers on the device are 0: there is one where there is any."""
+    (tensor,) = args[:1]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    if tensor.numel():
+        raise UnsupportedError("what is unique in a tensor is not traced")
+    return tuple(torch.empty(0, dtype=t, device="meta") for t in (tensor.dtype, *2 * [torch.int64]))
 
 
 # Values that the program writes.
@@ -400,17 +434,17 @@ def _index(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 
 def _places(tracer: Tracer, given: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Indices in place of masks of which it is known what they pick.
+    """Masks as the places that are true in them, which are looked for on the device.
 
     Source: ``aten/src/ATen/native/IndexingUtils.h``, ``expandTensors``.
     """
     indices: list[Tensor | None] = []
     for index in given:
-        if index is None or index.dtype is not torch.bool or tracer.true_count(index) is None:
+        if index is not None and index.dtype is torch.bool and index.device.type == "meta":
+            with tracer.seeing_again():
+                indices += index.nonzero().unbind(1)
+        else:
             indices.append(index)
-            continue
-        with tracer.seeing_again():
-            indices += index.nonzero().unbind(1)
     return indices
 
 
@@ -431,14 +465,16 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
     target, given, values = args[:3]
     if not _is_on_device(target):
         return func(*args, **kwargs)
+    is_accumulated = _bind(func, args, kwargs, "accumulate", False)
     # The gradient of an index, which a mode sees out of place (see `_add`).
-    is_gradient = tracer.in_backward and func is aten.index_put.default
+    is_gradient = tracer.in_backward and is_accumulated and func is aten.index_put.default
     if is_gradient:
         out = func(*args, **kwargs)
         tracer.hand_over(target, out)
     else:
         out = tracer.run(func, args, kwargs)
-    if not _bind(func, args, kwargs, "accumulate", False):
+    given = _places(tracer, given)
+    if not is_accumulated:
         with tracer.scratch(*_index_copies(given)):
             return out
     indices = {dim: index for dim, index in enumerate(given) if index is not None}
@@ -447,6 +483,8 @@ def _index_put(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
         linear = _linear_index(tracer, len(indices), INDEX * pairs, is_checked=not is_gradient)
         copy = 0 if values.is_contiguous() else _nbytes(values)
         rows = prod(target.shape[dim] for dim in indices)
+        # Places that were looked for in a mask are not needed any more.
+        del given, indices
         sort = cub.radix_sort(pairs, rows - 1, tracer.gpu)
         with tracer.scratch(copy, INDEX * pairs, INDEX * pairs, INDEX * pairs, sort):
             pass
@@ -729,6 +767,9 @@ _HANDLERS: dict[Handler, str] = {
     _is_not_a_number: "isnan.default isinf.default",
     _logical_not: "logical_not.default bitwise_not.default",
     _not_below: "ge.Scalar",
+    _is_below: "lt.Scalar",
+    _are_both: "bitwise_and.Tensor logical_and.default",
+    _unique: "_unique2.default",
     _set_true: "scatter_.src",
     _is_one: "eq.Scalar",
     _nonzero: "nonzero.default",

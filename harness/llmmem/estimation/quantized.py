@@ -119,6 +119,7 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
     manages: outside of the caching allocator.
     """
     from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Params4bit
 
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         with tracer.outside_allocator():
@@ -129,11 +130,20 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
     def without_kernel(*args: object, **kwargs: object) -> None:
         pass
 
+    move = Params4bit.to
+
+    def quantized_by_moving(parameter: Any, *args: Any, **kwargs: Any) -> Any:
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        if device is None or device.type == "cpu" or parameter.bnb_quantized:
+            return move(parameter, *args, **kwargs)
+        return _quantized_anew(parameter, tracer)
+
     with (
         replaced(functional, "name2qmap", {}),
         replaced(functional, "get_paged", get_paged),
         replaced(functional, "fill", without_kernel),
         replaced(functional, "prefetch_tensor", without_kernel),
+        replaced(Params4bit, "to", quantized_by_moving),
     ):
         yield
 
@@ -155,6 +165,22 @@ def quantize_on_meta(linear: nn.Module, device: torch.device) -> None:
         else:
             moved = torch.empty_like(parameter, device=device)
             setattr(linear, name, torch.nn.Parameter(moved, requires_grad=False))
+
+
+def _quantized_anew(parameter: Any, tracer: Tracer) -> Any:
+    """A quantized parameter in place of one on the host, which cannot become it."""
+    with tracer.outside_allocator():
+        host = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+    quantized = type(parameter)(
+        host,
+        requires_grad=False,
+        blocksize=parameter.blocksize,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+    )
+    _quantize_4bit(quantized, torch.device("meta"))
+    return quantized
 
 
 def _quantize_4bit(parameter: Any, device: torch.device) -> None:

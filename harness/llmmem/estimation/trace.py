@@ -8,9 +8,10 @@ of sight and with the choices that a GPU brings about. It works with any build o
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,7 @@ from llmmem.errors import UnsupportedError
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator, OutOfMemory
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
+from llmmem.estimation.redirect import cuda_redirected
 from llmmem.estimation.tracer import Tracer
 from llmmem.measurement.timeline import Timeline
 from llmmem.notes import cudnn_attention
@@ -92,7 +94,38 @@ def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
     return observer, *_run(setup, observer)
 
 
+#: What some PEFT types do that a trace does not.
+_NOT_TRACED = {
+    "ADAMSS": "it clusters singular vectors, which depends on values",
+    "FROD": "it decomposes all weights on the host, and multiplies sparse matrices",
+}
+
+#: What a LoRA config may name without PEFT asking, in the step or before, where tensors lie.
+_PLAIN_LORA = frozenset(
+    {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "bias",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+    }
+)
+
+
 def _check_supported(setup: Setup) -> None:
+    kind = setup.adapter.get("peft_type") if isinstance(setup.adapter, Mapping) else None
+    if kind in _NOT_TRACED:
+        raise UnsupportedError(
+            f"peft_type {kind} cannot be traced: {_NOT_TRACED[kind]}; run the setup instead"
+        )
     if setup.parallel is not None:
         raise UnsupportedError(
             f"parallel strategy {setup.strategy!r} cannot be traced; run the setup instead: one "
@@ -126,11 +159,18 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
             move = quantize_on_meta
         stack.enter_context(observer.timeline.recording_calls())
-        stack.enter_context(gpu_choices(tracer))
+        choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
+        if setup.has_adapter and not _is_plain_lora(setup.adapter):
+            stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
         return outcome_of(
             partial(execute, setup, torch.device("meta"), observer, move=move), tracer
         )
+
+
+def _is_plain_lora(adapter: Any) -> bool:
+    """Whether PEFT never asks where tensors lie: then a trace is faster without an answer to that."""
+    return bool(adapter["peft_type"] == "LORA" and adapter.keys() <= _PLAIN_LORA)
 
 
 def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
@@ -153,9 +193,11 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
 
 
 def uses_bitsandbytes(setup: Setup) -> bool:
-    """Whether its layers or its optimizer are those of bitsandbytes."""
+    """Whether its layers or its optimizer are those of bitsandbytes, or LoftQ quantizes by it."""
     optimizer = setup.optimizer or ""
     names = ("bnb", "paged", "lion", "ademamix")
+    if isinstance(setup.adapter, Mapping) and setup.adapter.get("init_lora_weights") == "loftq":
+        return True
     return setup.is_quantized or optimizer == "adamw_8bit" or any(n in optimizer for n in names)
 
 
@@ -219,6 +261,9 @@ class TraceObserver:
             backends = ", ".join(sorted(self.tracer.attention_backends))
             chosen = f"attention: {backends}, as PyTorch {torch.__version__} chooses on this card"
             assumptions = (*assumptions, chosen)
+        if self.tracer.modelled_libraries:
+            libraries = ", ".join(sorted(self.tracer.modelled_libraries))
+            assumptions = (*assumptions, f"workspaces of {libraries}: a model")
         unknown = self.tracer.cudnn_attention_unknown
         if unknown is not None:
             assumptions = (*assumptions, cudnn_attention(unknown))

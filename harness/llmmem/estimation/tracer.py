@@ -71,6 +71,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known: Values on the device that came from the host.
         operators: For each event, the operator that was seen last.
         attention_backends: Those of scaled dot product attention that were taken.
+        modelled_libraries: Those that were asked for a workspace whose size only a model tells.
         cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
             beyond what is traced, at most; None where there was none.
     """
@@ -83,6 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.gpu = gpu
         self.events: list[Event] = []
         self.attention_backends: set[Backend] = set()
+        self.modelled_libraries: set[str] = set()
         self.operators: list[Any] = []
         self._operator: Any = None
         self.known = KnownValues()
@@ -134,7 +136,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def born(self, value: Any) -> None:
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
-            if value.is_meta:
+            # What is sparse consists of tensors with storages of their own.
+            if value.is_meta and not value.is_sparse:
                 storage = value.untyped_storage()
                 if storage._cdata not in self._lives:
                     self._begin(storage)

@@ -21,7 +21,7 @@ from llmmem.simgpu.activation import NOTES
 from llmmem.versions import library_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
     from typing import IO
 
@@ -88,25 +88,38 @@ def _search_path() -> str:
 
 def _run(command: Sequence[str], environment: dict[str, str], stdout: IO[str] | None) -> int:
     """The exit status; below zero the number of the signal that ended it."""
-    try:
-        process = subprocess.Popen(command, env=environment, stdout=stdout)
-    except OSError as error:
-        raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
-    with process, _signals_passed_on(process):
-        return process.wait()
+    with _signals_passed_on() as started:
+        try:
+            process = subprocess.Popen(command, env=environment, stdout=stdout)
+        except OSError as error:
+            raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
+        with process:
+            started(process)
+            return process.wait()
 
 
 @contextmanager
-def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Gives what to call once the program is there; signals until then reach it too."""
+    processes: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
     def pass_on(number: int, _: FrameType | None) -> None:
+        if not processes:
+            early.append(number)
         # A terminal sends Ctrl-C to the program as well.
-        if number != signal.SIGINT:
+        elif number != signal.SIGINT:
+            processes[0].send_signal(number)
+
+    def started(process: subprocess.Popen[bytes]) -> None:
+        processes.append(process)
+        for number in early:
             process.send_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
