@@ -121,6 +121,8 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(process_state_kept())
+        # Other threads see no mode: what they put on the device would not be seen.
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))

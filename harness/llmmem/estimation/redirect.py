@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import checkpoint
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils import _device, checkpoint
+from torch.utils._device import DeviceContext
+from torch.utils._device import _device_constructors as _constructors
 
 from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from llmmem.estimation.tracer import Tracer
+    from llmmem.estimation.tracer import Placement, Tracer
 
 __all__ = ["cuda_redirected"]
 
@@ -85,6 +87,13 @@ def _redirected_argument(device: Any) -> Any:
     return META if is_number else _redirected(device)
 
 
+def _placement_of(device: Any) -> Placement | None:
+    """Where a program that asks for the device puts what it makes; ``None`` for the host."""
+    if str(device) == "meta":
+        return "skeleton"
+    return "device" if _redirected_argument(device) is META else None
+
+
 class _Redirection(TorchFunctionMode):
     """Sends what is meant for CUDA to the meta device, and lets tensors there say ``cuda:0``."""
 
@@ -92,15 +101,17 @@ class _Redirection(TorchFunctionMode):
         super().__init__()
         self._tracer = tracer
         self._substitutes: dict[Any, Callable[..., Any]] = {
-            torch.device: torch.device,  # a name of a device, which is redirected where it is used
+            # Names of devices, which are redirected where they are used.
+            torch.device: torch.device,
+            torch._C._nn._parse_to: torch._C._nn._parse_to,
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
-            Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
-            Tensor.device.__get__: self._device,
-            Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
-            Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
+            Tensor.get_device: lambda tensor: 0 if self._is_cuda(tensor) else tensor.get_device(),
+            Tensor.device.__get__: lambda tensor: CUDA if self._is_cuda(tensor) else tensor.device,
+            Tensor.is_cuda.__get__: self._is_cuda,  # type: ignore[attr-defined]
+            Tensor.is_meta.__get__: tracer.is_skeleton,  # type: ignore[attr-defined]
         }
 
     def __torch_function__(
@@ -110,22 +121,39 @@ class _Redirection(TorchFunctionMode):
         if substitute is not None:
             return substitute(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
-        if "device" in kwargs:
-            kwargs["device"] = _redirected_argument(kwargs["device"])
         if kwargs.get("pin_memory"):
             del kwargs["pin_memory"]
-        if func is Tensor.to and len(args) > 1:
+        is_move = func is Tensor.to
+        asked = kwargs.get("device", args[1] if is_move and len(args) > 1 else None)
+        if asked is None and _device.CURRENT_DEVICE is not None and func in _constructors():
+            placement = _default_placement()
+        else:
+            placement = _placement_of(asked)
+        if "device" in kwargs:
+            kwargs["device"] = _redirected_argument(kwargs["device"])
+        if is_move and len(args) > 1:
             args = (args[0], _redirected_argument(args[1]), *args[2:])
         else:
             args = tuple(map(_redirected, args))
-        out = func(*args, **kwargs)
-        if func in _FROM_VALUES:
-            self._tracer.born(out)
+        if is_move and placement is not None:
+            args = (self._movable(args[0], placement), *args[1:])
+        with nullcontext() if placement is None else self._tracer.placing(placement):
+            out = func(*args, **kwargs)
+            if func in _FROM_VALUES:
+                self._tracer.born(out)
         return out
 
-    def _device(self, tensor: Tensor) -> torch.device:
-        device: torch.device = tensor.device
-        return CUDA if device.type == "meta" else device
+    def _is_cuda(self, tensor: Tensor) -> bool:
+        return tensor.is_meta and not self._tracer.is_skeleton(tensor)
+
+    def _movable(self, tensor: Tensor, placement: Placement) -> Tensor:
+        """The tensor, or what stands for it where PyTorch sees no move: meta is meta."""
+        if not tensor.is_meta or self._tracer.is_skeleton(tensor) == (placement == "skeleton"):
+            return tensor
+        if placement == "device":
+            raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+        with self._tracer.placing(placement):
+            return torch.empty_like(tensor)
 
     def _cuda(
         self,
@@ -134,7 +162,9 @@ class _Redirection(TorchFunctionMode):
         non_blocking: bool = False,
         memory_format: torch.memory_format = torch.preserve_format,
     ) -> Tensor:
-        return tensor.to(META, non_blocking=non_blocking, memory_format=memory_format)
+        with self._tracer.placing("device"):
+            movable = self._movable(tensor, "device")
+            return movable.to(META, non_blocking=non_blocking, memory_format=memory_format)
 
     def _format(self, tensor: Tensor, spec: str) -> str:
         value = tensor.detach().item() if tensor.is_meta and tensor.dim() == 0 else tensor
@@ -156,21 +186,33 @@ class _Redirection(TorchFunctionMode):
 
 @contextmanager
 def _default_device_redirected() -> Iterator[None]:
-    """``torch.set_default_device``, undone in the end, and ``with torch.device("cuda")``."""
-    from torch.utils._device import DeviceContext
+    """``torch.set_default_device``, undone in the end.
 
-    set_up = DeviceContext.__init__
+    It enters a mode below all others, which must be told where a GPU's tensors go. What ``with
+    torch.device("cuda")`` puts on top is seen by `_Redirection`.
+    """
+    enter = DeviceContext.__enter__
     before = torch.get_default_device()
 
-    def set_up_redirected(context: Any, device: Any) -> None:
-        set_up(context, _redirected_argument(device))
+    def enter_redirected(context: Any) -> None:
+        context.placement = _placement_of(context.device)
+        context.device = _redirected(context.device)
+        enter(context)  # type: ignore[no-untyped-call]
 
-    with replaced(DeviceContext, "__init__", set_up_redirected):
+    with replaced(DeviceContext, "__enter__", enter_redirected):
         try:
             yield
         finally:
             if torch.get_default_device() != before:
                 torch.set_default_device(None if before.type == "cpu" else before)
+
+
+def _default_placement() -> Placement | None:
+    """Where what is made goes if it is not said."""
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if isinstance(mode, DeviceContext):
+            return getattr(mode, "placement", None)
+    return None
 
 
 @contextmanager

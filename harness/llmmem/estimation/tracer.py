@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,16 +17,18 @@ from llmmem.estimation.memo import OutputMemo
 from llmmem.measurement.attribution import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.estimation.allocator import Block, CachingAllocator
     from llmmem.estimation.attention import Backend
 
-__all__ = ["Handler", "Tracer"]
+__all__ = ["Handler", "Placement", "Tracer"]
 
 # Takes the tracer, an operator and its arguments; gives back what the operator does.
 Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]"
+
+Placement: TypeAlias = Literal["device", "skeleton"]
 
 aten = torch.ops.aten
 
@@ -100,6 +102,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers = 0
         self._workspaces: set[bool] = set()
         self._takes_blocks = True
+        self._placement: Placement | None = None
+        self._skeletons: set[int] = set()
         self._is_over = False
         self._sole_owner = _calibrated_use_counts()
 
@@ -110,6 +114,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operator = func
         # In backward function modes are on, which are for the program alone.
         with torch._C.DisableTorchFunction():
+            if self._skeletons and self._placement is None and self._has_skeleton(args):
+                with self.placing("skeleton"):
+                    return handler(self, func, args, kwargs or {})
             out = handler(self, func, args, kwargs or {})
             if self.known:
                 self.known.follow(func, args, kwargs or {}, out)
@@ -155,6 +162,30 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         finally:
             self._takes_blocks = before
+
+    @contextmanager
+    def placing(self, placement: Placement) -> Iterator[None]:
+        """What is born inside is on the device, or is a skeleton: on no device for the program too.
+
+        Elsewhere what comes of a skeleton is one, and all else is on the device.
+        """
+        before, self._placement = self._placement, placement
+        try:
+            yield
+        finally:
+            self._placement = before
+
+    def is_skeleton(self, tensor: Tensor) -> bool:
+        """Whether the program itself has put the tensor on the meta device."""
+        return bool(self._skeletons) and tensor.untyped_storage()._cdata in self._skeletons
+
+    def _has_skeleton(self, values: Iterable[Any]) -> bool:
+        return any(
+            self._has_skeleton(value)
+            if isinstance(value, tuple | list)
+            else isinstance(value, Tensor) and value.is_meta and self.is_skeleton(value)
+            for value in values
+        )
 
     @contextmanager
     def seeing_again(self) -> Iterator[None]:
@@ -267,7 +298,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _begin(self, storage: torch.UntypedStorage) -> None:
         life = self._life(storage)
         nbytes = storage.nbytes()
-        if nbytes and self._takes_blocks:
+        if self._placement == "skeleton":
+            self._skeletons.add(life.key)
+        elif nbytes and self._takes_blocks:
             life.number, life.block = self.take(nbytes)
 
     def _life(self, storage: torch.UntypedStorage) -> _Life:
@@ -283,6 +316,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         del self._lives[life.key]
         self.known.forget(life.key)
+        self._skeletons.discard(life.key)
         if life.block is not None and life.number is not None and not self._is_over:
             self.give(life.number, life.block)
 
