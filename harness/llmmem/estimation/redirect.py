@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from llmmem.errors import UnsupportedError
 from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def cuda_redirected(
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
         stack.enter_context(_nothing_compiled())
+        stack.enter_context(_triton_refused())
         # Modules then move their parameters as between the host and a GPU: each stays the object
         # that it is (see `_Redirection._set_data`).
         stack.enter_context(
@@ -238,6 +241,21 @@ def _nothing_compiled() -> Iterator[None]:
         stack.enter_context(replaced(nn.Module, "compile", lambda self, *_, **__: None))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _triton_refused() -> Iterator[None]:
+    """A kernel of Triton is compiled for a card as it is launched, and what it does is not known."""
+    if find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.jit import JITFunction
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UnsupportedError("kernels of Triton cannot be traced: run it with llmmem exec")
+
+    with replaced(JITFunction, "run", refuse):
         yield
 
 
