@@ -220,6 +220,10 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
         if self._tracer in _get_current_dispatch_mode_stack():
             self._tracer.born(tensor)
+            if tensor.is_meta and tensor.numel():
+                self._tracer.known.learn(
+                    tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"}))
+                )
         return tensor
 
     def _set_item(self, tensor: Tensor, index: Any, value: Any) -> None:

@@ -111,7 +111,9 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    return Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
+    tracer = Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
+    tracer.known.begins_on_device = True
+    return tracer
 
 
 @contextmanager

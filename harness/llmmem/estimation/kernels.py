@@ -130,7 +130,8 @@ def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     if _is_on_device(source) and not _is_on_device(target):
         return target.copy_(_to_copy(tracer, aten._to_copy.default, (source,), {"device": "cpu"}))
     out = tracer.run(func, args, kwargs)
-    if _is_on_device(target) and not _is_on_device(source):
+    # Where anything is known yet, the write is followed like any other.
+    if not tracer.known and _is_on_device(target) and not _is_on_device(source):
         tracer.known.learn(target, source)
     return out
 
@@ -201,7 +202,10 @@ def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    found = tracer.true_count(tensor) or 0
+    found = tracer.true_count(tensor)
+    if found is None:
+        found = 0
+        tracer.has_unknown_places = True
     with tracer.scratch(4):
         with tracer.scratch(cub.count(tensor.numel(), tracer.gpu)):
             pass

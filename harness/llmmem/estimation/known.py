@@ -23,13 +23,21 @@ aten = torch.ops.aten
 
 
 class KnownValues:
-    """Values of tensors of the meta device, kept on the host for each storage as a whole."""
+    """Values of tensors of the meta device, kept on the host for each storage as a whole.
+
+    It is true while there is something to follow.
+
+    Attributes:
+        begins_on_device: Whether what is made of constants on the device is followed while nothing
+            has come from the host.
+    """
 
     def __init__(self) -> None:
+        self.begins_on_device = False
         self._flat: dict[int, Tensor] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._flat)
+        return self.begins_on_device or bool(self._flat)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The tensor's values, on the host; ``None`` if they are not known. Not to be changed."""

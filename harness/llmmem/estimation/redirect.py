@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from llmmem.errors import UnsupportedError
 from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def cuda_redirected(
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
         stack.enter_context(_nothing_compiled())
-        stack.enter_context(_triton_refused())
+        stack.enter_context(_kernels_not_launched(tracer))
         # Modules then move their parameters as between the host and a GPU: each stays the object
         # that it is (see `_Redirection._set_data`).
         stack.enter_context(
@@ -245,17 +244,25 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 @contextmanager
-def _triton_refused() -> Iterator[None]:
-    """A kernel of Triton is compiled for a card as it is launched, and what it does is not known."""
+def _kernels_not_launched(tracer: Tracer) -> Iterator[None]:
+    """Kernels of Triton write to what the program has allocated, and are not run.
+
+    Nor is anything timed to tune them: what that takes of memory is taken once, before the step.
+    """
     if find_spec("triton") is None:
         yield
         return
-    from triton.runtime.jit import JITFunction
+    from triton.runtime import Autotuner, Heuristics, JITFunction
 
-    def refuse(*_: object, **__: object) -> None:
-        raise UnsupportedError("kernels of Triton cannot be traced: run it with llmmem exec")
+    def launched(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor):
+                    tracer.known.forget(value.untyped_storage()._cdata)
 
-    with replaced(JITFunction, "run", refuse):
+    with ExitStack() as stack:
+        for owner in (Autotuner, Heuristics, JITFunction):
+            stack.enter_context(replaced(owner, "run", launched))
         yield
 
 

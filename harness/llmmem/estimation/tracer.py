@@ -69,6 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         events: Allocations and frees so far, in order.
         known: Values on the device that came from the host.
+        has_unknown_places: Whether places were looked for in a mask that is not known.
         operators: For each event, the operator that was seen last.
         attention_backends: Those of scaled dot product attention that were taken.
         modelled_libraries: Those that were asked for a workspace whose size only a model tells.
@@ -88,6 +89,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators: list[Any] = []
         self._operator: Any = None
         self.known = KnownValues()
+        self.has_unknown_places = False
         self.cudnn_attention_unknown: int | None = None
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,8 +77,16 @@ def _check_supported(trainer: Trainer) -> None:
         )
     if arguments.use_liger_kernel:
         raise UnsupportedError(
-            "use_liger_kernel: kernels of Triton cannot be traced: run it with llmmem exec"
+            "use_liger_kernel changes transformers for the whole process: run it with llmmem exec"
         )
+    if _is_of_trl(trainer) and find_spec("triton") is None:
+        raise UnsupportedError(
+            "TRL computes its losses with kernels of Triton on a GPU: install triton for an estimate"
+        )
+
+
+def _is_of_trl(trainer: Trainer) -> bool:
+    return any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
 
 
 def _quiet(arguments: TrainingArguments) -> TrainingArguments:
