@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ from tabulate import tabulate
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.catalogue.models import find_model
+from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.setups import Setup
 from llmmem.units import GIB
 from llmmem.versions import library_versions
@@ -59,6 +61,15 @@ DIMENSIONS: tuple[tuple[str, dict[str, int], dict[str, int]], ...] = (
     ("width 8,192", {"width": 8192}, {}),
     ("32 sequences", {}, {"batch_size": 32}),
     ("32,768 tokens", {}, {"seq_len": 32_768}),
+)
+EVENTS = 100_000
+MOST_LIVE = 2000
+ALLOCATORS = (
+    "",
+    "expandable_segments:True",
+    "max_split_size_mb:64",
+    "roundup_power2_divisions:4",
+    "garbage_collection_threshold:0.6",
 )
 WAYS = {
     "accelerate estimate-memory (weights only)": ("accelerate.commands.estimate", MODEL),
@@ -186,6 +197,38 @@ def by_dimension() -> list[tuple[str, Seconds]]:
         return [(name, seconds) for name, (_, seconds) in zip(names, traces(setups), strict=True)]
 
 
+def allocators() -> list[tuple[str, Seconds]]:
+    """Times of 100,000 random requests and frees of the allocator's model, by its settings."""
+    operations = _random_operations()
+    taken: dict[str, list[tuple[float, float]]] = {text: [] for text in ALLOCATORS}
+    for _ in range(TRACES):
+        for text, times in taken.items():
+            allocator = CachingAllocator(AllocatorConfig.parse(text), 1 << 45, 1 << 45)
+            held: dict[int, Any] = {}
+            wall, processor = time.perf_counter(), time.process_time()
+            for number, nbytes in operations:
+                if nbytes:
+                    held[number] = allocator.malloc(nbytes)
+                else:
+                    allocator.free(held.pop(number))
+            times.append((time.perf_counter() - wall, time.process_time() - processor))
+    return [(text or "the defaults", Seconds.of(times)) for text, times in taken.items()]
+
+
+def _random_operations() -> list[tuple[int, int]]:
+    """Blocks by number, with their bytes where they are asked for and 0 where they are freed."""
+    chance = random.Random(0)
+    operations: list[tuple[int, int]] = []
+    live: list[int] = []
+    for number in range(EVENTS):
+        if live and (len(live) > MOST_LIVE or chance.random() < 0.5):
+            operations.append((live.pop(chance.randrange(len(live))), 0))
+        else:
+            live.append(number)
+            operations.append((number, int(2 ** chance.uniform(8, 27))))
+    return operations
+
+
 def _llama(layers: int = 16, width: int = 2048) -> dict[str, Any]:
     entry = find_model(MODEL)
     assert entry is not None
@@ -206,6 +249,8 @@ def main() -> None:
     ]
     sizes = len(rows)
     rows += [{"what": name, **asdict(seconds)} for name, seconds in by_dimension()]
+    dimensions = len(rows)
+    rows += [{"what": name, **asdict(seconds)} for name, seconds in allocators()]
     frame = pd.DataFrame(rows)
     frame.round(3).to_csv(REPORTS / "estimate-speed.csv", index=False)
     versions = library_versions() | {"accelerate": version("accelerate")}
@@ -240,7 +285,13 @@ Once everything is imported, {TRACES} times each, on a card that is large enough
 Full training of Llamas of other sizes: 16 layers, width 2,048, one sequence of 2,048 tokens, but
 for what is named.
 
-{_table(frame[sizes:])}
+{_table(frame[sizes:dimensions])}
+
+## The allocator's model
+
+{EVENTS:,} requests and frees, of 256 B to 128 MiB, by the setting of `PYTORCH_CUDA_ALLOC_CONF`.
+
+{_table(frame[dimensions:])}
 """
     (REPORTS / "estimate-speed.md").write_text(text)
 

@@ -179,3 +179,14 @@ def test_an_estimate_of_a_function_leaves_nothing_behind() -> None:
 def test_neither_a_setup_nor_a_function_is_an_input_error() -> None:
     with pytest.raises(llmmem.InputError, match="accepted: a Setup, a function"):
         llmmem.estimate(Path("train.py"), "l40s")  # type: ignore[call-overload]
+
+
+def test_a_kernel_of_triton_writes_to_what_is_there_and_takes_nothing() -> None:
+    triton = pytest.importorskip("triton", reason="this PyTorch comes without Triton")
+
+    @triton.jit
+    def fill(target, size: triton.language.constexpr):
+        triton.language.store(target + triton.language.arange(0, size), 1.0)
+
+    trace = estimated(lambda: fill[(1,)](torch.empty(1024, device="cuda"), size=1024))
+    assert trace.peaks.allocated == 1024 * 4
