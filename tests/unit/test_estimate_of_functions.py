@@ -95,6 +95,28 @@ def _made_by_default() -> list[torch.device]:
     return [inside, torch.zeros(2).device]
 
 
+def test_what_a_program_puts_on_the_meta_device_takes_no_memory() -> None:
+    seen: list[Any] = []
+
+    def function() -> None:
+        with torch.device("meta"):
+            model = nn.Linear(1024, 1024, bias=False)
+        moved = torch.ones(2, 1024, device="cuda").to("meta")
+        seen.extend([model.weight.is_meta, moved.device.type, model(moved).device.type])
+        model.to_empty(device="cuda")
+        seen.extend([model.weight.is_cuda, model.weight.device.type])
+
+    trace = estimated(function)
+    assert seen == [True, "meta", "meta", True, "cuda"]
+    assert trace.peaks.allocated == 4 * 1024 * 1024
+
+
+def test_what_has_no_values_cannot_be_put_on_the_gpu() -> None:
+    trace = llmmem.estimate(lambda: torch.empty(2, device="meta").cuda(), "l40s")
+    assert trace.outcome == "unsupported"
+    assert "Cannot copy out of meta tensor" in trace.message
+
+
 def test_values_that_are_read_are_zeros_and_truth() -> None:
     seen: list[Any] = []
 

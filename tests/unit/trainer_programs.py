@@ -104,4 +104,21 @@ def one_step(**more):
     return trainer_of(_model(), max_steps=1, torch_empty_cache_steps=1, **more)
 
 
-TRAINERS = {make.__name__: make for make in (full, lora, mixed, scaled, one_step)}
+def qlora(**more):
+    """Loaded on the GPU, as a quantized model is."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    with tempfile.TemporaryDirectory() as directory:
+        _model().to(torch.bfloat16).save_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, quantization_config=quantized, dtype=torch.bfloat16, device_map={"": 0}
+        )
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = peft.LoraConfig(r=8, target_modules="all-linear")
+    return trainer_of(peft.get_peft_model(model, config), optim="paged_adamw_8bit", **more)
+
+
+TRAINERS = {make.__name__: make for make in (full, lora, qlora, mixed, scaled, one_step)}

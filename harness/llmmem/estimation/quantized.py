@@ -122,7 +122,7 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
     from bitsandbytes.nn.modules import Params4bit
 
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        with tracer.outside_allocator():
+        with tracer.outside_allocator(), torch._C.DisableTorchFunction():
             tensor = torch.empty(shape, dtype=dtype, device="meta")
         vars(tensor).update(is_paged=True, page_deviceid=device.index)
         return tensor
@@ -134,9 +134,10 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
 
     def quantized_by_moving(parameter: Any, *args: Any, **kwargs: Any) -> Any:
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        if device is None or device.type == "cpu" or parameter.bnb_quantized:
-            return move(parameter, *args, **kwargs)
-        return _quantized_anew(parameter, tracer)
+        is_to_cuda = device is not None and device.type == "cuda"
+        if is_to_cuda and parameter.device.type == "cpu" and not parameter.bnb_quantized:
+            return _quantized_anew(parameter, device, tracer)
+        return move(parameter, *args, **kwargs)
 
     with (
         replaced(functional, "name2qmap", {}),
@@ -167,9 +168,9 @@ def quantize_on_meta(linear: nn.Module, device: torch.device) -> None:
             setattr(linear, name, torch.nn.Parameter(moved, requires_grad=False))
 
 
-def _quantized_anew(parameter: Any, tracer: Tracer) -> Any:
+def _quantized_anew(parameter: Any, device: torch.device, tracer: Tracer) -> Any:
     """A quantized parameter in place of one on the host, which cannot become it."""
-    with tracer.outside_allocator():
+    with tracer.outside_allocator(), torch._C.DisableTorchFunction():
         host = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
     quantized = type(parameter)(
         host,
@@ -179,7 +180,7 @@ def _quantized_anew(parameter: Any, tracer: Tracer) -> Any:
         quant_type=parameter.quant_type,
         quant_storage=parameter.quant_storage,
     )
-    _quantize_4bit(quantized, torch.device("meta"))
+    _quantize_4bit(quantized, device)
     return quantized
 
 

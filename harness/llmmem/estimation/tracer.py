@@ -116,7 +116,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch._C.DisableTorchFunction():
             if self._skeletons and self._placement is None and self._has_skeleton(args):
                 with self.placing("skeleton"):
-                    return handler(self, func, args, kwargs or {})
+                    return self.run(func, args, kwargs or {})
             out = handler(self, func, args, kwargs or {})
             if self.known:
                 self.known.follow(func, args, kwargs or {}, out)
