@@ -143,6 +143,7 @@ def test_torch_cuda_answers_for_the_card_and_its_memory() -> None:
         large = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
         del large
         seen["peak"] = torch.cuda.max_memory_allocated()
+        seen["accelerator"] = (torch.accelerator.max_memory_allocated(), torch.device(0))
         torch.cuda.reset_peak_memory_stats()
         seen["after"] = (torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
         torch.cuda.empty_cache()
@@ -158,6 +159,7 @@ def test_torch_cuda_answers_for_the_card_and_its_memory() -> None:
         "capability": (8, 9),
         "total": L40S.total_bytes,
         "peak": 64 * MIB,
+        "accelerator": (64 * MIB, torch.device("cuda", 0)),
         "after": (0, 64 * MIB),
         "free": L40S.total_bytes - L40S.context_bytes,
     }

@@ -52,9 +52,10 @@ def cuda_redirected(
         reset_peaks: Called instead of ``torch.cuda.reset_peak_memory_stats``.
     """
     with ExitStack() as stack:
-        for name, answer in _cuda_answers(tracer, reset_peaks).items():
+        answers = _cuda_answers(tracer, reset_peaks)
+        for name, answer in answers.items():
             stack.enter_context(replaced(torch.cuda, name, answer))
-        for name, answer in _accelerator_answers().items():
+        for name, answer in _accelerator_answers(answers).items():
             stack.enter_context(replaced(torch.accelerator, name, answer))
         stack.enter_context(_default_device_redirected())
         stack.enter_context(_autocast_redirected())
@@ -94,6 +95,13 @@ def _placement_of(device: Any) -> Placement | None:
     return "device" if _redirected_argument(device) is META else None
 
 
+def _device_of_number(*args: Any, **kwargs: Any) -> torch.device:
+    """``torch.device``, for which a number alone is that of a GPU."""
+    if len(args) == 1 and isinstance(args[0], int) and not kwargs:
+        return torch.device("cuda", args[0])
+    return torch.device(*args, **kwargs)
+
+
 class _Redirection(TorchFunctionMode):
     """Sends what is meant for CUDA to the meta device, and lets tensors there say ``cuda:0``."""
 
@@ -102,7 +110,7 @@ class _Redirection(TorchFunctionMode):
         self._tracer = tracer
         self._substitutes: dict[Any, Callable[..., Any]] = {
             # Names of devices, which are redirected where they are used.
-            torch.device: torch.device,
+            torch.device: _device_of_number,
             torch._C._nn._parse_to: torch._C._nn._parse_to,
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
@@ -378,8 +386,23 @@ _WITHOUT_ANSWER = (
 )
 
 
-def _accelerator_answers() -> Mapping[str, Any]:
+_ACCELERATOR_MEMORY = (
+    "empty_cache",
+    "max_memory_allocated",
+    "max_memory_reserved",
+    "memory_allocated",
+    "memory_reserved",
+    "memory_stats",
+    "reset_accumulated_memory_stats",
+    "reset_peak_memory_stats",
+)
+
+
+def _accelerator_answers(answers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of ``torch.accelerator``, which says much of what ``torch.cuda`` says by the same names."""
     return {
+        **{name: answers[name] for name in _ACCELERATOR_MEMORY},
+        "get_memory_info": answers["mem_get_info"],
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
