@@ -33,8 +33,9 @@ def estimate(
 
     A setup is estimated by rules and by a trace. A function is called once, in this process, with
     ``cuda`` standing for the card: what it puts there has shapes and no values, ``torch.cuda``
-    answers for the card, numbers that it reads are 0 and booleans are true. It should build its
-    model itself: what it moves to ``cuda`` stays without values.
+    answers for the card. What it reads of whole numbers and masks from the host is as it is; other
+    numbers are 0 and booleans are true. It should build its model itself: what it moves to ``cuda``
+    stays without values.
 
     Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by the first two
     steps of a copy; it stays as it is. A function may give back a Trainer, whose first two steps

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["is_trainer", "trace_function", "trace_trainer"]
 
 ASSUMPTIONS = (
-    "values read from the device: numbers are 0, booleans are true",
+    "read from the device: whole numbers and masks of the host as they are, else 0 and true",
     "torch.compile left out: all runs eagerly",
 )
 
