@@ -161,11 +161,11 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         stack.enter_context(observer.timeline.recording_calls())
         choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
+        device = torch.device("meta")
         if setup.has_adapter and not _is_plain_lora(setup.adapter):
             stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
-        return outcome_of(
-            partial(execute, setup, torch.device("meta"), observer, move=move), tracer
-        )
+            device = torch.device("cuda", 0)
+        return outcome_of(partial(execute, setup, device, observer, move=move), tracer)
 
 
 def _is_plain_lora(adapter: Any) -> bool:
