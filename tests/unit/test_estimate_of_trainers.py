@@ -152,7 +152,7 @@ def test_a_trainer_trains_after_an_estimate_as_without_one() -> None:
 
     def made() -> Trainer:
         torch.manual_seed(0)
-        trainer: Trainer = MADE["lora"](use_cpu=True, max_steps=2)
+        trainer: Trainer = MADE["lora"](use_cpu=True, max_steps=2, per_device_train_batch_size=1)
         return trainer
 
     alone = losses(made())
