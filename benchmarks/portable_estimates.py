@@ -3,7 +3,8 @@
     python benchmarks/portable_estimates.py reports/accuracy-sim-h100.csv
 
 To be run where PyTorch is another build than the one that made the table, such as one for the CPU
-alone. Prints what differs, and a line that sums it up; fails if anything does.
+alone. Prints what differs, and a line that sums it up; fails if anything does. Of an older PyTorch
+memory-efficient attention takes no grouped heads; with ``--grouped-heads`` estimates choose as if it did.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from llmmem.catalogue.gpus import find_gpu
+from llmmem.estimation import attention
 from llmmem.estimation.trace import trace
 from llmmem.setups import Setup
 from llmmem.versions import library_versions
@@ -41,7 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("table", type=Path, help="what llmmem validate wrote")
     parser.add_argument("--gpu", default="h100", help="the card that it was made for")
+    parser.add_argument(
+        "--grouped-heads",
+        action="store_true",
+        help="memory-efficient attention takes fewer heads of keys than of queries, as since 2.14",
+    )
     arguments = parser.parse_args()
+    if arguments.grouped_heads:
+        attention.EFFICIENT_TAKES_GROUPS = (0, 0)
     table = pd.read_csv(arguments.table)
     count = 0
     for line in differences(table, arguments.gpu):

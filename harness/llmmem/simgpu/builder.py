@@ -203,7 +203,7 @@ def _build_into(
 ) -> None:
     """Build in a temporary directory and move it into place: what is there is always whole."""
     sonames = replaced_libraries(torch)
-    wanted = {found.library: found for found in wanted_symbols(readers)}
+    wanted = {found.soname: found for found in wanted_symbols(readers)}
     with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
         work = Path(temporary) / "libraries"
         work.mkdir()

@@ -20,12 +20,12 @@ class Wanted:
     """What a set of libraries imports from one library.
 
     Attributes:
-        library: SONAME of that library, such as ``"libcudart.so.13"``.
+        soname: SONAME of that library, such as ``"libcudart.so.13"``.
         version: The version node that the imports name, such as ``"libcudart.so.13"``.
         symbols: The imported names.
     """
 
-    library: str
+    soname: str
     version: str
     symbols: frozenset[str]
 

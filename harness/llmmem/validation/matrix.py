@@ -1,8 +1,7 @@
 """The accuracy matrix: the setups that estimates are held to.
 
 It was written down before the estimates were brought to meet it, and a part of it, drawn by a hash
-of the setup, is *held out*: it was never looked at while the estimates were being developed. Both
-parts are reported apart.
+of the setup, is *held out*: no estimate was changed for its sake. Both parts are reported apart.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def summary(path: Path, device: str, command: str) -> str:
         f"Made by `{command}` ({_versions()}): estimate beside run over the accuracy matrix "
         f"({len(table)} setups of {table.model.nunique()} models; "
         f"`llmmem/validation/matrix.py`). Errors are of the peak, in percent of the run's; equal "
-        "means to the byte. Held out are the setups that were drawn before the estimates were "
-        "developed, and not looked at.\n",
+        "means to the byte. Held out are the setups that were drawn for it before the estimates "
+        "were brought to meet the matrix; no estimate was changed for their sake.\n",
         f"Both peaks are equal to the byte in {equal} of the {len(both)} setups that ran to their "
         "end and were traced.\n",
         _section("Trace, allocated peak", _by_part(both, "allocated")),
