@@ -18,22 +18,26 @@ __all__ = ["OutputMemo"]
 META = torch.device("meta")
 #: Shape, strides and dtype of a tensor that owns its storage from the start.
 _Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype]
+#: By all that the layout depends on; None where it is not all.
+_Layouts: TypeAlias = dict[Any, _Layout | None]
+#: Stands for what an operator has written to: it is given back.
+_FIRST_ARGUMENT: _Layout = (torch.Size(), (), torch.uint8)
 
 
 class OutputMemo:
     """Runs operators, and lays out anew what an operator has already given for alike inputs.
 
     The layout of an output depends on the operator, on the layouts of its inputs, on its other
-    arguments and on the default dtype. Only new tensors are laid out like that: operators that
-    change their inputs or give views of them are always run, also those that give a view without
-    saying so, and so are those that see a tensor on the host, a complex one, or one that may stand
-    for a number (`_may_be_number`).
+    arguments and on the default dtype. Only new tensors are laid out like that, and tensors that an
+    operator writes to and leaves as they lie are given back. Operators that give views are always
+    run, also those that give one without saying so, and so are those that see a tensor on the host,
+    a complex one, or one that may stand for a number (`_may_be_number`).
     """
 
     def __init__(self) -> None:
         # By operator, and by its arguments; None for an operator that is always run. An operator
         # is told by its id, which takes less than its hash does, and is kept so that it stays.
-        self._layouts: dict[int, dict[Any, _Layout | None] | None] = {}
+        self._layouts: dict[int, _Layouts | None] = {}
         self._operators: list[Any] = []
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -42,28 +46,57 @@ class OutputMemo:
         Raises:
             RuntimeError: Tensors of the host and of the device meet, as they cannot on a GPU.
         """
-        try:
-            layouts = self._layouts[id(func)]
-        except KeyError:
-            self._operators.append(func)
-            layouts = self._layouts[id(func)] = {} if _gives_one_new_tensor(func) else None
+        layouts = self._layouts[id(func)] if id(func) in self._layouts else self._begin(func)
         if layouts is None:
             return func(*args, **kwargs)
         key = _key(args, kwargs)
         layout = layouts.get(key)
         if layout is not None:
-            shape, strides, dtype = layout
-            return torch.empty_strided(shape, strides, dtype=dtype, device=META)
+            return args[0] if layout is _FIRST_ARGUMENT else _laid_out(layout)
         out = func(*args, **kwargs)
         if key is None:
             _check_devices(func, args, kwargs)
         elif key not in layouts:
-            inputs = list(_tensors((*args, *kwargs.values())))
-            if _is_view_of_any(out, inputs):
-                self._layouts[id(func)] = None
-            else:
-                layouts[key] = _layout(out, inputs)
+            self._keep(func, key, args, kwargs, out)
         return out
+
+    def recall(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """A new tensor as the operator would give it, if `learn` was told what it gives."""
+        layouts = self._layouts.get(id(func))
+        layout = layouts.get(_key(args, kwargs)) if layouts else None
+        return None if layout is None else _laid_out(layout)
+
+    def learn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """What the operator gave: all that it made is that."""
+        layouts = self._layouts[id(func)] if id(func) in self._layouts else self._begin(func)
+        key = _key(args, kwargs)
+        if layouts is not None and key is not None:
+            self._keep(func, key, args, kwargs, out)
+
+    def _begin(self, func: Any) -> _Layouts | None:
+        self._operators.append(func)
+        is_remembered = _gives_one_new_tensor(func) or _writes_to_first_argument(func)
+        self._layouts[id(func)] = layouts = {} if is_remembered else None
+        return layouts
+
+    def _keep(
+        self, func: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        layouts = self._layouts[id(func)]
+        assert layouts is not None
+        if func._schema.is_mutable:
+            layouts[key] = _FIRST_ARGUMENT
+            return
+        inputs = list(_tensors((*args, *kwargs.values())))
+        if _is_view_of_any(out, inputs):
+            self._layouts[id(func)] = None
+        else:
+            layouts[key] = _layout(out, inputs)
+
+
+def _laid_out(layout: _Layout) -> Tensor:
+    shape, strides, dtype = layout
+    return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
 
 def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -87,6 +120,18 @@ def _gives_one_new_tensor(func: Any) -> bool:
         not schema.is_mutable
         and [str(given.type) for given in schema.returns] == ["Tensor"]
         and schema.returns[0].alias_info is None
+    )
+
+
+def _writes_to_first_argument(func: Any) -> bool:
+    """Whether the operator writes to its first argument alone, leaves it as it lies and gives it."""
+    arguments, returns = func._schema.arguments, func._schema.returns
+    written = [argument for argument in arguments if argument.is_write]
+    return (
+        torch.Tag.inplace_view not in func.tags
+        and written == arguments[:1]
+        and [str(given.type) for given in returns] == ["Tensor"]
+        and returns[0].alias_info is not None
     )
 
 

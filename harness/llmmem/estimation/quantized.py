@@ -105,8 +105,7 @@ def _load(path: Path, backend: str, kernels: dict[str, Callable[..., Any]]) -> M
 
 def _handler(kernel: Callable[..., Any]) -> Handler:
     def handle(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with tracer.seeing_again():
-            return kernel(*args, **kwargs)
+        return tracer.run_kernel(kernel, func, args, kwargs)
 
     return handle
 
@@ -199,6 +198,8 @@ def _quantize_4bit(parameter: Any, device: torch.device) -> None:
     parameter.quant_state = state
     if parameter.module is not None:
         parameter.module.quant_state = state
+        # It is for this alone. Without it the layer goes as soon as the model does.
+        parameter.module = None
     parameter.bnb_quantized = True
 
 

@@ -142,6 +142,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.born(out)
         return out
 
+    def run_kernel(
+        self,
+        kernel: Callable[..., Any],
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run what does the operator's work by operators of its own, each of which is seen.
+
+        Where its output is all that it allocates, that is remembered like an operator's.
+        """
+        out = self.compute.recall(func, args, kwargs)
+        if out is not None:
+            self.born(out)
+            return out
+        before = self.clock()
+        with self.seeing_again():
+            out = kernel(*args, **kwargs)
+        if self.clock() == before + 1:
+            self.compute.learn(func, args, kwargs, out)
+        return out
+
     def born(self, value: Any) -> None:
         """Give each new storage in a tensor, or in a nest of them, a block."""
         if isinstance(value, Tensor):
