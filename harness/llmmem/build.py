@@ -206,21 +206,21 @@ def move_to_device(linear: nn.Module, device: torch.device) -> None:
 
 def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """All tensors that the model holds: parameters, buffers and quantization constants."""
-    yield from model.parameters()
+    for parameter in model.parameters():
+        yield parameter
+        # bitsandbytes keeps the constants of a layer as plain attributes.
+        state = getattr(parameter, "quant_state", None)
+        for holder in (parameter, state, getattr(state, "state2", None)):
+            yield from _tensors_of(holder)
     yield from model.buffers()
     for module in model.modules():
-        for holder in _holders_of_constants(module):
-            attributes = getattr(holder, "__dict__", {})
-            yield from (value for value in attributes.values() if isinstance(value, torch.Tensor))
+        # Those of int8 move from the parameter to the layer at its first call.
+        yield from _tensors_of(vars(module).get("state"))
 
 
-def _holders_of_constants(module: nn.Module) -> Iterator[object]:
-    """Where bitsandbytes keeps the constants of a layer, as plain attributes."""
-    for parameter in module.parameters(recurse=False):
-        state = getattr(parameter, "quant_state", None)
-        yield from (parameter, state, getattr(state, "state2", None))
-    # Those of int8 move from the parameter to the layer at its first call.
-    yield getattr(module, "state", None)
+def _tensors_of(holder: object) -> Iterator[torch.Tensor]:
+    attributes = getattr(holder, "__dict__", {})
+    return (value for value in attributes.values() if isinstance(value, torch.Tensor))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -163,14 +164,15 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         self._tracer = tracer
         self._autocast = autocast
         self._substitutes: dict[Any, Callable[..., Any]] = {
-            functional.scaled_dot_product_attention: self._attention,
-            functional.dropout: self._dropout,
-            torch.dropout: self._plain_dropout,
+            functional.scaled_dot_product_attention: partial(_attention, tracer),
+            functional.dropout: _dropout,
+            torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
-            torch.tensor: self._tensor,
-            Tensor.__setitem__: self._set_item,
+            torch.tensor: partial(_tensor, tracer),
+            Tensor.__setitem__: _set_item,
+            nn.init.kaiming_uniform_: _kaiming_uniform_,
         }
 
     def __torch_function__(
@@ -182,52 +184,54 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             return run(*args, **kwargs)
         return self._autocast.call(func, args, kwargs, run)
 
-    def _attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        backend = choose_backend(
-            query, key, value, attn_mask, dropout_p, is_causal, self._tracer.gpu
-        )
-        self._tracer.attention_backends.add(backend)
-        return attend(
-            backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-        )
 
-    def _dropout(
-        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        if inplace:
-            return functional.dropout(input, p, training, inplace)
-        return self._plain_dropout(input, p, training)
+def _attention(
+    tracer: Tracer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    backend = choose_backend(query, key, value, attn_mask, dropout_p, is_causal, tracer.gpu)
+    tracer.attention_backends.add(backend)
+    return attend(backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
-    def _plain_dropout(self, input: Tensor, p: float, train: bool) -> Tensor:
-        # Where a GPU does both in one kernel, with a mask of one byte an element.
-        if train and 0 < p < 1 and input.numel():
-            output: Tensor = torch.native_dropout(input, p, train)[0]
-            return output
-        return torch.dropout(input, p, train)
 
-    def _tensor(self, *args: Any, **kwargs: Any) -> Tensor:
-        tensor = torch.tensor(*args, **kwargs)
-        # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
-        if self._tracer in _get_current_dispatch_mode_stack():
-            self._tracer.born(tensor)
-            if tensor.is_meta and tensor.numel():
-                self._tracer.known.learn(
-                    tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"}))
-                )
-        return tensor
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if inplace:
+        return functional.dropout(input, p, training, inplace)
+    return _plain_dropout(input, p, training)
 
-    def _set_item(self, tensor: Tensor, index: Any, value: Any) -> None:
-        # A number comes from the host, where only for CUDA it stays: the kernel is told it.
-        if isinstance(value, int | float) and tensor.device.type == "meta":
-            value = torch.tensor(value, dtype=tensor.dtype)
-        tensor[index] = value
+
+def _plain_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    # Where a GPU does both in one kernel, with a mask of one byte an element.
+    if train and 0 < p < 1 and input.numel():
+        output: Tensor = torch.native_dropout(input, p, train)[0]
+        return output
+    return torch.dropout(input, p, train)
+
+
+def _tensor(tracer: Tracer, *args: Any, **kwargs: Any) -> Tensor:
+    tensor = torch.tensor(*args, **kwargs)
+    # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
+    if tracer in _get_current_dispatch_mode_stack():
+        tracer.born(tensor)
+        if tensor.is_meta and tensor.numel():
+            tracer.known.learn(tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"})))
+    return tensor
+
+
+def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
+    # A number comes from the host, where only for CUDA it stays: the kernel is told it.
+    if isinstance(value, int | float) and tensor.device.type == "meta":
+        value = torch.tensor(value, dtype=tensor.dtype)
+    tensor[index] = value
+
+
+def _kaiming_uniform_(tensor: Tensor, **options: Any) -> Tensor:
+    # It takes no memory: there are no values to draw, which takes time for each layer of an adapter.
+    return tensor if tensor.is_meta else nn.init.kaiming_uniform_(tensor, **options)

@@ -333,6 +333,11 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
     return out
 
 
+def _unsafe_view(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A view for autograd only is it not; the operator itself takes twice the time."""
+    return tracer.run(aten.view.default, args, kwargs)
+
+
 def _power_of_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The number becomes a tensor on the device (``aten/src/ATen/native/Pow.cpp``)."""
     out = tracer.run(func, args, kwargs)
@@ -767,6 +772,7 @@ def _loss_scaling(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
 _HANDLERS: dict[Handler, str] = {
     _read_scalar: "_local_scalar_dense",
     _to_copy: "_to_copy.default",
+    _unsafe_view: "_unsafe_view.default",
     _copy: "copy_.default",
     _is_not_a_number: "isnan.default isinf.default",
     _logical_not: "logical_not.default bitwise_not.default",

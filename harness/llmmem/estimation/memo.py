@@ -76,7 +76,8 @@ class OutputMemo:
     def _begin(self, func: Any) -> _Layouts | None:
         self._operators.append(func)
         is_remembered = _gives_one_new_tensor(func) or _writes_to_first_argument(func)
-        self._layouts[id(func)] = layouts = {} if is_remembered else None
+        layouts: _Layouts | None = {} if is_remembered else None
+        self._layouts[id(func)] = layouts
         return layouts
 
     def _keep(

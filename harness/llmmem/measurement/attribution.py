@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from llmmem.results import COMPONENTS, Components, Holder
@@ -130,12 +131,8 @@ def attribute(
         positions[life.born] += life.bytes
         if life.died is not None:
             positions[life.died] -= life.bytes
-    held = []
-    total = 0
-    for change in positions:
-        total += change
-        held.append(total)
-    top = max(range(len(held)), key=held.__getitem__)
+    held = list(accumulate(positions))
+    top = held.index(max(held))
     return Attribution(
         peak_bytes=held[top],
         components=_components(_alive(lives, top)),
@@ -264,13 +261,13 @@ def _sums(pairs: Iterable[tuple[Key, int]]) -> Counter[Key]:
 def _phase_peaks(
     lives: Sequence[_Life], held: Sequence[int], phases: Sequence[Span]
 ) -> Iterable[PhaseAttribution]:
-    for name in dict.fromkeys(span.name for span in phases):
+    tops: dict[str, int] = {}
+    for span in phases:
         # What was held when the phase began is part of its peak.
-        positions = [
-            position
-            for span in phases
-            if span.name == name
-            for position in range(max(span.start - 1, 0), span.end)
-        ]
-        top = max(positions, key=held.__getitem__, default=0)
+        start = max(span.start - 1, 0)
+        within = held[start : span.end]
+        top = start + within.index(max(within)) if within else 0
+        if span.name not in tops or held[top] > held[tops[span.name]]:
+            tops[span.name] = top
+    for name, top in tops.items():
         yield PhaseAttribution(name, held[top], _components(_alive(lives, top)))
