@@ -13,15 +13,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["OutputMemo"]
+__all__ = ["Layout", "OutputMemo", "key_of", "laid_out", "layout_of", "tensors_in"]
 
 META = torch.device("meta")
 #: Shape, strides and dtype of a tensor that owns its storage from the start.
-_Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype]
+Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype]
 #: By all that the layout depends on; None where it is not all.
-_Layouts: TypeAlias = dict[Any, _Layout | None]
+_Layouts: TypeAlias = dict[Any, Layout | None]
 #: Stands for what an operator has written to: it is given back.
-_FIRST_ARGUMENT: _Layout = (torch.Size(), (), torch.uint8)
+_FIRST_ARGUMENT: Layout = (torch.Size(), (), torch.uint8)
 
 
 class OutputMemo:
@@ -49,29 +49,23 @@ class OutputMemo:
         layouts = self._layouts[id(func)] if id(func) in self._layouts else self._begin(func)
         if layouts is None:
             return func(*args, **kwargs)
-        key = _key(args, kwargs)
+        key = key_of(args, kwargs)
         layout = layouts.get(key)
         if layout is not None:
-            return args[0] if layout is _FIRST_ARGUMENT else _laid_out(layout)
+            return args[0] if layout is _FIRST_ARGUMENT else laid_out(layout)
         out = func(*args, **kwargs)
         if key is None:
-            _check_devices(func, args, kwargs)
+            if not func._schema.is_mutable:
+                _check_devices(func, args, kwargs)
         elif key not in layouts:
-            self._keep(func, key, args, kwargs, out)
+            inputs = list(tensors_in((*args, *kwargs.values())))
+            if func._schema.is_mutable:
+                layouts[key] = _FIRST_ARGUMENT
+            elif _is_view_of_any(out, inputs):
+                self._layouts[id(func)] = None
+            else:
+                layouts[key] = layout_of(out, inputs)
         return out
-
-    def recall(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """A new tensor as the operator would give it, if `learn` was told what it gives."""
-        layouts = self._layouts.get(id(func))
-        layout = layouts.get(_key(args, kwargs)) if layouts else None
-        return None if layout is None else _laid_out(layout)
-
-    def learn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """What the operator gave: all that it made is that."""
-        layouts = self._layouts[id(func)] if id(func) in self._layouts else self._begin(func)
-        key = _key(args, kwargs)
-        if layouts is not None and key is not None:
-            self._keep(func, key, args, kwargs, out)
 
     def _begin(self, func: Any) -> _Layouts | None:
         self._operators.append(func)
@@ -80,22 +74,9 @@ class OutputMemo:
         self._layouts[id(func)] = layouts
         return layouts
 
-    def _keep(
-        self, func: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
-        layouts = self._layouts[id(func)]
-        assert layouts is not None
-        if func._schema.is_mutable:
-            layouts[key] = _FIRST_ARGUMENT
-            return
-        inputs = list(_tensors((*args, *kwargs.values())))
-        if _is_view_of_any(out, inputs):
-            self._layouts[id(func)] = None
-        else:
-            layouts[key] = _layout(out, inputs)
 
-
-def _laid_out(layout: _Layout) -> Tensor:
+def laid_out(layout: Layout) -> Tensor:
+    """A new tensor of the meta device."""
     shape, strides, dtype = layout
     return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
@@ -107,7 +88,7 @@ def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     if func is torch.ops.aten.index.Tensor:
         return
-    inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if tensor.dim()]
+    inputs = [tensor for tensor in tensors_in((*args, *kwargs.values())) if tensor.dim()]
     if len({tensor.device.type for tensor in inputs}) > 1:
         raise RuntimeError(
             f"{func}: expected all tensors to be on the same device, but some are on the host"
@@ -136,7 +117,7 @@ def _writes_to_first_argument(func: Any) -> bool:
     )
 
 
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """All that the output's layout depends on; None where that is not known."""
     parts: list[Any] = [torch.get_default_dtype()]
     if not _describe(args, parts):
@@ -176,8 +157,9 @@ def _is_view_of_any(out: Tensor, inputs: Iterable[Tensor]) -> bool:
     return any(storage == tensor.untyped_storage()._cdata for tensor in inputs)
 
 
-def _layout(out: Tensor, inputs: list[Tensor]) -> _Layout | None:
+def layout_of(out: Tensor, inputs: Iterable[Tensor]) -> Layout | None:
     """How to lay out such an output anew; None if it is not all that its storage is for."""
+    inputs = list(inputs)
     if not out.is_meta or out.layout is not torch.strided or _may_be_number(inputs):
         return None
     if any(tensor.is_complex() for tensor in (out, *inputs)):
@@ -199,9 +181,10 @@ def _may_be_number(tensors: list[Tensor]) -> bool:
     return any(not tensor.dim() and tensor.dtype not in dtypes for tensor in tensors)
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterable[Tensor]:
+    """The tensors among the values and in their lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_in(value)

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.hidden import cublas_workspace
 from llmmem.estimation.known import KnownValues
-from llmmem.estimation.memo import OutputMemo
+from llmmem.estimation.memo import OutputMemo, key_of
+from llmmem.estimation.recipes import Recipe
 from llmmem.measurement.attribution import Event
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.cudnn_attention_unknown: int | None = None
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()
+        self._recipes: dict[Any, Recipe] = {}
         self._handlers = dict(handlers)
         # The same by the ids of the operators, which take less than their hashes do.
         self._handlers_by_id: dict[int, Handler] = {}
@@ -151,17 +153,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run what does the operator's work by operators of its own, each of which is seen.
 
-        Where its output is all that it allocates, that is remembered like an operator's.
+        What it allocates is remembered, if its outputs are all that is left of it. A workspace of
+        cuBLAS is taken once for a thread, so the first call of each is not.
         """
-        out = self.compute.recall(func, args, kwargs)
-        if out is not None:
-            self.born(out)
-            return out
+        key = key_of(args, kwargs)
+        place = id(func), self.in_backward, key
+        if recipe := self._recipes.get(place):
+            return recipe.follow(self)
         before = self.clock()
         with self.seeing_again():
             out = kernel(*args, **kwargs)
-        if self.clock() == before + 1:
-            self.compute.learn(func, args, kwargs, out)
+        if key is not None:
+            inputs = (*args, *kwargs.values())
+            recipe = Recipe.of(self.events[before:], inputs, out, self.address)
+            if recipe is not None:
+                self._recipes[place] = recipe
         return out
 
     def born(self, value: Any) -> None:

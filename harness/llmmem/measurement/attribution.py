@@ -148,11 +148,10 @@ def _lives(
     modules = innermost_modules(calls, phases, len(events))
     phase_of = _phases_by_position(phases, len(events))
     label_of = _BlockLabels(labels)
-    live: dict[int, int] = {}
+    live: dict[int, tuple[int, int]] = {}
     lives: list[_Life] = []
 
-    def end(address: int, died: int | None) -> None:
-        born = live.pop(address)
+    def end(address: int, born: int, size: int, died: int | None) -> None:
         component = label_of.component(address, born, died)
         if component is None:
             phase = phase_of[born]
@@ -160,15 +159,15 @@ def _lives(
                 component = "weights"
             else:
                 component = _unlabelled(born, died, phase, call_ends[born])
-        lives.append(_Life(events[born].bytes, born, died, component, modules[born]))
+        lives.append(_Life(size, born, died, component, modules[born]))
 
-    for position, event in enumerate(events):
-        if event.kind == "alloc":
-            live[event.address] = position
-        elif event.address in live:
-            end(event.address, position)
-    for address in list(live):
-        end(address, None)
+    for position, (kind, address, size) in enumerate(events):
+        if kind == "alloc":
+            live[address] = position, size
+        elif address in live:
+            end(address, *live.pop(address), position)
+    for address, (born, size) in live.items():
+        end(address, born, size, None)
     return lives
 
 
