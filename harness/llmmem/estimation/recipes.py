@@ -14,7 +14,7 @@ from torch import Tensor
 from llmmem.estimation.memo import laid_out, layout_of, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from llmmem.estimation.allocator import Block
     from llmmem.estimation.memo import Layout
@@ -47,7 +47,7 @@ class Recipe:
         events: Sequence[Event],
         inputs: Iterable[Any],
         out: Any,
-        address: Callable[[Tensor], int | None],
+        tracer: Tracer,
     ) -> Recipe | None:
         """The recipe of a kernel that was just run, if its outputs are all that is left of it.
 
@@ -55,7 +55,7 @@ class Recipe:
             events: What it took and gave back.
             inputs: Its arguments.
             out: What it gave.
-            address: What the events call the block of a tensor.
+            tracer: What has seen it run.
         """
         outputs = [out] if isinstance(out, Tensor) else out
         if not isinstance(outputs, tuple | list) or not outputs:
@@ -66,7 +66,7 @@ class Recipe:
             layout = layout_of(output, tensors_in(inputs)) if isinstance(output, Tensor) else None
             if layout is None:
                 return None
-            given[address(output)] = index
+            given[tracer.address(output)] = index
             layouts.append(layout)
         steps: list[_Step] = []
         live: dict[int, int] = {}
@@ -79,7 +79,8 @@ class Recipe:
                 steps.append(("output", given.pop(event.address)))
             else:
                 live[event.address] = len(steps)
-                steps.append(("take", event.bytes))
+                # Not the size of the block, which may be what was left of a larger one.
+                steps.append(("take", tracer.requested(event.address)))
         return None if live or given else cls(tuple(steps), tuple(layouts), out is outputs[0])
 
     def follow(self, tracer: Tracer) -> Any:

@@ -101,7 +101,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The same by the ids of the operators, which take less than their hashes do.
         self._handlers_by_id: dict[int, Handler] = {}
         self._lives: dict[int, _Life] = {}
-        self._numbers = 0
+        self._requests: list[int] = []  # by number, from 1 on
         self._workspaces: set[bool] = set()
         self._takes_blocks = True
         self._placement: Placement | None = None
@@ -165,7 +165,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = kernel(*args, **kwargs)
         if key is not None:
             inputs = (*args, *kwargs.values())
-            recipe = Recipe.of(self.events[before:], inputs, out, self.address)
+            recipe = Recipe.of(self.events[before:], inputs, out, self)
             if recipe is not None:
                 self._recipes[place] = recipe
         return out
@@ -230,9 +230,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def take(self, nbytes: int) -> tuple[int, Block]:
         """A block that no tensor stands for."""
         block = self.allocator.malloc(nbytes)
-        self._numbers += 1
-        self._note(Event("alloc", self._numbers, block.size))
-        return self._numbers, block
+        self._requests.append(nbytes)
+        number = len(self._requests)
+        self._note(Event("alloc", number, block.size))
+        return number, block
+
+    def requested(self, number: int) -> int:
+        """Bytes that were asked for where the block of that number was taken."""
+        return self._requests[number - 1]
 
     def give(self, number: int, block: Block) -> None:
         """Give back a block that `take` gave."""
