@@ -198,8 +198,6 @@ def _quantize_4bit(parameter: Any, device: torch.device) -> None:
     parameter.quant_state = state
     if parameter.module is not None:
         parameter.module.quant_state = state
-        # It is for this alone. Without it the layer goes as soon as the model does.
-        parameter.module = None
     parameter.bnb_quantized = True
 
 
