@@ -8,6 +8,7 @@ nothing, so that a trace takes the road of a GPU on any build of PyTorch.
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,17 +150,21 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
 
 
 @torch.no_grad()
-def quantize_on_meta(linear: nn.Module, device: torch.device) -> None:
+def quantize_on_meta(layers: list[nn.Module], linear: nn.Module, device: torch.device) -> None:
     """What ``linear.to(device)`` does on a GPU to a layer of bitsandbytes on the host.
 
     Moving to the meta device does not quantize, so the steps of ``Params4bit._quantize`` and
-    ``Int8Params._quantize`` are taken here.
+    ``Int8Params._quantize`` are taken here. A layer and its 4-bit parameter hold each other, so
+    that they stay when the model goes; here the list of layers, to which it is added, holds it.
     """
     from bitsandbytes.nn.modules import Int8Params, Params4bit
 
     for name, parameter in list(linear.named_parameters(recurse=False)):
         if isinstance(parameter, Params4bit):
             _quantize_4bit(parameter, device)
+            # To find thousands of such cycles takes a tenth of a trace.
+            parameter.module = weakref.proxy(linear)
+            layers.append(linear)
         elif isinstance(parameter, Int8Params):
             _quantize_int8(parameter, device)
         else:

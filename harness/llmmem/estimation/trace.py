@@ -150,6 +150,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
 def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     tracer = observer.tracer
     move = None
+    layers: list[nn.Module] = []
     with ExitStack() as stack:
         if setup.has_adapter:
             import peft  # noqa: F401  # so that its choices can be made as on a GPU
@@ -157,7 +158,7 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
             from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, quantize_on_meta
 
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
-            move = quantize_on_meta
+            move = partial(quantize_on_meta, layers)
         stack.enter_context(observer.timeline.recording_calls())
         choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
