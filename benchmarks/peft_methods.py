@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 from llmmem.errors import LlmmemError
 from llmmem.report import Record, frame, write
-from llmmem.results import RunResult
+from llmmem.results import Peaks, RunResult
 from llmmem.runner import Runner
 from llmmem.setups import Setup
 from llmmem.units import format_size
@@ -228,7 +228,7 @@ def page(rows: Mapping[str, list[Row]]) -> str:
             "what the method adds to the weights, trainable or not. *Allocated*, *reserved*: peaks, "
             "simulated; where an initialisation goes through cuSOLVER or cuFFT, its workspace is a "
             "model. EVA and LoRA-GA are without the runs over data that initialise them. *Trace*: how "
-            "far the estimate is from the allocated peak.",
+            'far the estimate is from the allocated and from the reserved peak; "equal" is to the byte.',
             *(line for model, of_model in rows.items() for line in section(model, of_model)),
             "",
         ]
@@ -239,17 +239,42 @@ def section(model: str, rows: list[Row]) -> list[str]:
     """One model's table, under a heading that counts the types that ran."""
     types = [row for row in rows if " " not in row.method]
     ran = sum(row.result.outcome == "ok" for row in types)
+    traced = [row.result for row in rows if trace_peaks(row.result) != Peaks()]
+    equal = sum(trace_peaks(result) == in_allocator(result.peaks) for result in traced)
     lines = [cells(row) for row in rows]
     aligned = ["left" if name in TEXTS else "right" for name in lines[0]]
     markdown = tabulate(lines, "keys", "pipe", colalign=aligned, disable_numparse=True)
     title = f"## {model}, {rows[0].result.setup.seq_len} tokens"
-    return ["", title, "", f"{ran} of {len(types)} PEFT types run.", "", markdown]
+    counts = (
+        f"{ran} of {len(types)} PEFT types run. Of {len(traced)} traces, {equal} have both peaks of "
+        "the run to the byte."
+    )
+    return ["", title, "", counts, "", markdown]
+
+
+def in_allocator(peaks: Peaks) -> Peaks:
+    """The peaks without that of the process."""
+    return replace(peaks, process=None)
+
+
+def trace_peaks(result: RunResult) -> Peaks:
+    """The peaks that the trace gives; none where there is no trace."""
+    if result.estimate is None or result.estimate.trace.outcome != "ok":
+        return Peaks()
+    return in_allocator(result.estimate.trace.peaks)
+
+
+def difference(estimated: int | None, peak: int | None) -> str:
+    """How far an estimate is from a peak."""
+    if estimated is None or peak is None:
+        return "-"
+    return "equal" if estimated == peak else f"{100 * (estimated - peak) / peak:+.2f}%"
 
 
 def cells(row: Row) -> dict[str, str]:
     """A row of the Markdown table, by column."""
     result = row.result
-    error = Record.from_run(result).trace_error_percent
+    traced = trace_peaks(result)
     return {
         "method": row.method,
         "outcome": result.outcome,
@@ -257,7 +282,8 @@ def cells(row: Row) -> dict[str, str]:
         "adapter": format_size(row.adapter_bytes),
         "allocated": format_size(result.peaks.allocated),
         "reserved": format_size(result.peaks.reserved),
-        "trace": "-" if error is None else f"{error:+.2f}%",
+        "trace: allocated": difference(traced.allocated, result.peaks.allocated),
+        "trace: reserved": difference(traced.reserved, result.peaks.reserved),
         "why not": textwrap.shorten(result.message, LONGEST_REASON).replace("|", "\\|"),
     }
 
