@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmmem.runner import Runner
 
 PYTHIA = "EleutherAI/pythia-70m"
+QDORA = {"peft_type": "LORA", "target_modules": "all-linear", "use_dora": True}
 PARAMETERS = 70_426_624
 # r = 16 on query_key_value, dense and the two of the MLP, of 6 layers of width 512.
 ADAPTER = 6 * 16 * ((512 + 1536) + (512 + 512) + 2 * (512 + 2048))
@@ -252,11 +253,12 @@ def _run(runner: Runner, setup: Setup) -> Any:
         {"model": PYTHIA, "batch_size": 2},
         {"model": "meta-llama/Llama-3.2-1B", "method": "lora", "max_grad_norm": 1.0},
         {"model": "Qwen/Qwen2.5-0.5B", "method": "qlora", "gradient_checkpointing": True},
+        {"model": PYTHIA, "quantization": "nf4", "adapter": QDORA},
         {"model": "Qwen/Qwen2.5-0.5B", "optimizer": "adamw_torch", "attention": "eager"},
         {"model": "google-bert/bert-base-uncased", "task": "masked-lm", "seq_len": 512},
         {"model": "google-t5/t5-small", "task": "seq2seq-lm", "gradient_accumulation_steps": 2},
     ],
-    ids=lambda keys: f"{keys['model'].split('/')[1]}-{keys.get('method', 'full')}",
+    ids=lambda keys: f"{keys['model'].split('/')[1]}-{'-'.join([*keys][1:])}",
 )
 def test_a_trace_equals_the_run_on_the_simulated_gpu(
     keys: dict[str, Any], simulated: Callable[[Setup], Any]

@@ -185,7 +185,7 @@ class _Redirection(TorchFunctionMode):
             return
         new: Tensor
         if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(value.detach(), requires_grad=tensor.requires_grad)
+            new = Tensor._make_subclass(type(tensor), value.detach(), tensor.requires_grad)
         else:
             new = value.detach().requires_grad_(tensor.requires_grad)
         vars(new).update(vars(tensor))
