@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+import llmmem
 from llmmem.estimation.rules import (
     BYTES_PER_PARAMETER,
     inference_bytes,
@@ -128,3 +129,12 @@ def test_the_table_is_the_one_that_accelerate_publishes(
 
 def _binary(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
+
+
+def test_an_adapter_that_starts_from_the_weights_is_traced_where_no_rule_can_count_it() -> None:
+    adapter = {"peft_type": "LORA", "init_lora_weights": "pissa"}
+    setup = Setup(model="EleutherAI/pythia-70m", seq_len=64, adapter=adapter)
+    found = llmmem.estimate(setup, "l40s")
+    assert found.rules.peak_allocated_bytes is None
+    assert "starts from values of the weights" in found.rules.formula
+    assert found.trace.outcome == "ok"

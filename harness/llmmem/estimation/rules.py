@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from llmmem.errors import UnsupportedError
 from llmmem.results import Rules
 
 if TYPE_CHECKING:
@@ -241,7 +242,11 @@ def _adapter_training(setup: Setup, parameters: int, stored: Fraction) -> tuple[
 
 
 def _trainable(setup: Setup) -> int:
-    """Parameters that the adapter trains, counted on PEFT's own model."""
+    """Parameters that the adapter trains, counted on PEFT's own model.
+
+    Raises:
+        UnsupportedError: PEFT does not make the adapter without the values of the weights.
+    """
     import torch
 
     from llmmem.build import build
@@ -255,7 +260,13 @@ def _trainable(setup: Setup) -> int:
         gradient_checkpointing=False,
         parallel=None,
     )
-    built = build(plain, torch.device("meta"))
+    try:
+        built = build(plain, torch.device("meta"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedError(
+            f"no rule for this adapter, which starts from values of the weights: {reason}"
+        ) from error
     return sum(parameter.numel() for parameter in built.trainable)
 
 
