@@ -334,7 +334,7 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
 
 
 def _unsafe_view(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """A view for autograd only is it not; the operator itself takes twice the time."""
+    """It shares the storage as a view does, which takes half the time of the operator itself."""
     return tracer.run(aten.view.default, args, kwargs)
 
 

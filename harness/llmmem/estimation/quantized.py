@@ -162,7 +162,7 @@ def quantize_on_meta(layers: list[nn.Module], linear: nn.Module, device: torch.d
     for name, parameter in list(linear.named_parameters(recurse=False)):
         if isinstance(parameter, Params4bit):
             _quantize_4bit(parameter, device)
-            # To find thousands of such cycles takes a tenth of a trace.
+            # A reference in a cycle would do the same, and its search takes a tenth of a trace.
             parameter.module = weakref.proxy(linear)
             layers.append(linear)
         elif isinstance(parameter, Int8Params):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe"]
 
-#: Take a block of so many bytes; give back what the so-and-so-many-th step took; lay out an output.
+#: Take a block (bytes), give back what a step took (its index), or lay out an output (its index).
 _Step: TypeAlias = tuple[Literal["take", "give", "output"], int]
 
 
@@ -68,6 +68,8 @@ class Recipe:
                 return None
             given[tracer.address(output)] = index
             layouts.append(layout)
+        if len(given) < len(outputs):  # two of them are one block
+            return None
         steps: list[_Step] = []
         live: dict[int, int] = {}
         for event in events:
@@ -84,7 +86,11 @@ class Recipe:
         return None if live or given else cls(tuple(steps), tuple(layouts), out is outputs[0])
 
     def follow(self, tracer: Tracer) -> Any:
-        """Take and give back the blocks; the outputs."""
+        """Take and give back the blocks, and give the outputs.
+
+        Raises:
+            OutOfMemory: The card is full.
+        """
         taken: dict[int, tuple[int, Block]] = {}
         outputs: list[Any] = [None] * len(self.outputs)
         for index, (step, value) in enumerate(self.steps):

@@ -29,6 +29,7 @@ __all__ = ["Handler", "Placement", "Tracer"]
 # Takes the tracer, an operator and its arguments; gives back what the operator does.
 Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]"
 
+# Where new tensors go: on the card, or on the meta device because the program itself says so.
 Placement: TypeAlias = Literal["device", "skeleton"]
 
 aten = torch.ops.aten
