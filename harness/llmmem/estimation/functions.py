@@ -111,9 +111,7 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    tracer = Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
-    tracer.known.begins_on_device = True
-    return tracer
+    return Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from llmmem.estimation.hidden import (
     round_up,
     split_reduction,
 )
+from llmmem.estimation.known import KNOWN
 from llmmem.estimation.libraries import LIBRARY_HANDLERS
 from llmmem.estimation.sparse import SPARSE_HANDLERS
 
@@ -96,116 +97,54 @@ def _read_scalar(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    values = tracer.known.of(tensor)
-    if values is not None:
-        return values.item()
-    if tensor.dtype is torch.bool:
-        return tracer.reads_as(tensor)
-    return 0.0 if tensor.is_floating_point() else 0
+    return _read(tracer, func, tensor).item()
+
+
+def _read(tracer: Tracer, func: Any, tensor: Tensor) -> Tensor:
+    """The values of a tensor on the device, zero where they are not known.
+
+    A program may decide by whole numbers and booleans: those that are not known are noted.
+    """
+    found = tracer.known.look_up(tensor)
+    is_sure = found is not None and found.mark == KNOWN
+    if not (is_sure or tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
+        tracer.note_guess(func)
+    if found is None:
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    return found.values
 
 
 def _to_copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """A copy to the host has the values that are read; it takes a detour if it is scattered."""
     (tensor,) = args
     device = kwargs.get("device")
-    if not _is_on_device(tensor):
-        out = tracer.run(func, args, kwargs)
-        if out.is_meta:
-            tracer.known.learn(out, tensor)
-        return out
-    if device is None or torch.device(device).type != "cpu":
+    is_read = device is not None and torch.device(device).type == "cpu"
+    if not (_is_on_device(tensor) and is_read):
         return tracer.run(func, args, kwargs)
     with tracer.scratch(0 if tensor.is_contiguous() else _nbytes(tensor)):
-        dtype = kwargs.get("dtype") or tensor.dtype
-        values = tracer.known.of(tensor)
-        if values is not None:
-            return values.to(dtype, copy=True)
-        if tensor.dtype is torch.bool:
-            return torch.full(tensor.shape, tracer.reads_as(tensor), dtype=dtype)
-        return torch.zeros(tensor.shape, dtype=dtype)
+        values = _read(tracer, func, tensor)
+        return values.to(kwargs.get("dtype") or tensor.dtype, copy=True).contiguous()
 
 
 def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     target, source = args[:2]
     if _is_on_device(source) and not _is_on_device(target):
         return target.copy_(_to_copy(tracer, aten._to_copy.default, (source,), {"device": "cpu"}))
-    out = tracer.run(func, args, kwargs)
-    # Where anything is known yet, the write is followed like any other.
-    if not tracer.known and _is_on_device(target) and not _is_on_device(source):
-        tracer.known.learn(target, source)
-    return out
-
-
-def _is_not_a_number(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Numbers that are 0 are neither infinite nor not a number."""
-    out = tracer.run(func, args, kwargs)
-    tracer.set_truth(out, False)
-    return out
-
-
-def _logical_not(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    out = tracer.run(func, args, kwargs)
-    if out.dtype is torch.bool and out.numel() == 1:
-        tracer.set_truth(out, not tracer.reads_as(args[0]))
-    return out
-
-
-def _is_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Whole numbers on the device are 0: below any positive number."""
-    out = tracer.run(func, args, kwargs)
-    tensor, bound = args
-    if _is_on_device(tensor) and not tensor.is_floating_point() and bound > 0:
-        tracer.set_true_count(out, out.numel())
-    return out
-
-
-def _are_both(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """All of a mask is true where all of both masks is."""
-    out = tracer.run(func, args, kwargs)
-    counts = [tracer.true_count(mask) for mask in args] if _is_on_device(out) else []
-    if out.dtype is torch.bool and counts == 2 * [out.numel()]:
-        tracer.set_true_count(out, out.numel())
-    return out
-
-
-def _not_below(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Whole numbers are at least 0: the ids and the labels of a step are."""
-    out = tracer.run(func, args, kwargs)
-    tensor, bound = args
-    if _is_on_device(tensor) and not tensor.is_floating_point() and bound <= 0:
-        tracer.set_true_count(out, out.numel())
-    return out
-
-
-def _set_true(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """A mask of zeros is given ones at places that are all different, as a permutation's are."""
-    out = tracer.run(func, args, kwargs)
-    if _is_on_device(out) and out.dtype is torch.bool:
-        tracer.set_true_count(out, args[2].numel())
-    return out
-
-
-def _is_one(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """A mask compared to 1 is that mask."""
-    out = tracer.run(func, args, kwargs)
-    tensor, number = args
-    if _is_on_device(tensor) and tensor.dtype is torch.bool and number == 1:
-        tracer.set_true_count(out, tracer.true_count(tensor))
-    return out
+    return tracer.run(func, args, kwargs)
 
 
 def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """As many are found as are known to be true, else none: numbers on the device are 0.
+    """As many are found as are known to be true, else none.
 
     Source: ``aten/src/ATen/native/cuda/Nonzero.cu``.
     """
     (tensor,) = args
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    found = tracer.true_count(tensor)
-    if found is None:
-        found = 0
-        tracer.has_unknown_places = True
+    values = tracer.known.found(func, args, kwargs)
+    if values is None or values.mark != KNOWN:
+        tracer.note_guess(func)
+    found = 0 if values is None else values.values.shape[0]
     with tracer.scratch(4):
         with tracer.scratch(cub.count(tensor.numel(), tracer.gpu)):
             pass
@@ -216,8 +155,32 @@ def _nonzero(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
     return places.t()
 
 
+def _masked_select(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cuda/IndexKernel.cpp``, ``masked_select_out_cuda_impl``."""
+    tensor, mask = args
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    with tracer.seeing_again():
+        tensor, mask = torch.broadcast_tensors(tensor, mask)  # type: ignore[no-untyped-call]
+        return aten.index.Tensor(tensor, [mask])
+
+
+def _repeat_interleave(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/Repeat.cpp``, ``repeat_interleave_common``."""
+    (repeats,) = args
+    if not _is_on_device(repeats):
+        return func(*args, **kwargs)
+    with tracer.seeing_again():
+        ends = repeats.cumsum(0)
+        size = kwargs.get("output_size")
+        if size is None:
+            size = int(ends[-1].item()) if repeats.numel() else 0
+    out = torch.empty(size, dtype=repeats.dtype, device="meta")
+    tracer.born(out)
+    return out
+
+
 def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Numbers on the device are 0: there is one where there is any."""
     (tensor,) = args[:1]
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
@@ -248,10 +211,7 @@ def _reduce(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 
 def _reduce_bytes(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    out = _reduced(tracer, func, args, kwargs, 1)
-    if func._overloadpacket is aten.any:
-        tracer.set_truth(out, False)
-    return out
+    return _reduced(tracer, func, args, kwargs, 1)
 
 
 def _find_extreme(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -774,15 +734,10 @@ _HANDLERS: dict[Handler, str] = {
     _to_copy: "_to_copy.default",
     _unsafe_view: "_unsafe_view.default",
     _copy: "copy_.default",
-    _is_not_a_number: "isnan.default isinf.default",
-    _logical_not: "logical_not.default bitwise_not.default",
-    _not_below: "ge.Scalar",
-    _is_below: "lt.Scalar",
-    _are_both: "bitwise_and.Tensor logical_and.default",
     _unique: "_unique2.default",
-    _set_true: "scatter_.src",
-    _is_one: "eq.Scalar",
     _nonzero: "nonzero.default",
+    _masked_select: "masked_select.default",
+    _repeat_interleave: "repeat_interleave.Tensor",
     _fill: "zero_.default fill_.Scalar normal_.default uniform_.default",
     _reduce: (
         "sum.default sum.dim_IntList mean.default mean.dim amax.default amin.default max.default "

@@ -1,134 +1,645 @@
-"""What is known of the values on the device: those that came from the host, and what follows.
+"""What is known of the values on the device, where the meta device has none.
 
-Tensors of the meta device have no values. Ids, masks, labels and indices decide which way a program
-goes and how much it picks, so where whole numbers and booleans come from the host, or are made of
-constants, what operators do with them is done on the host as well.
+Ids, masks, labels and indices decide which way a program goes and how much it picks. Where values came
+from the host, or are made of constants, the CPU's own kernel of each operator tells what becomes of
+them. What follows from values that are not known is told by `llmmem.value_rules`, which the simulated
+GPU follows too (``simgpu/csrc/observer.cpp``).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["KnownValues"]
+from llmmem.value_rules import (
+    MOST_FLOAT_BYTES,
+    MOST_INTEGER_BYTES,
+    RULES,
+    choices_setting,
+)
 
-#: Elements of a tensor, at most: larger ones are not known.
-MOST = 2**20
-KINDS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmmem.value_rules import Rule
+
+__all__ = ["GUESSED", "KNOWN", "UNKNOWN", "KnownValues", "Values"]
+
+# Marks of elements.
+UNKNOWN, KNOWN, GUESSED = 0, 1, 2
+
+#: From here on what is not known is small beside a number: what programs mask with.
+HUGE = 1e8
+#: Arguments that say where elements are, and not which.
+PLACES = ("index", "indices", "mask", "condition")
+#: Operators that overwrite what they write to.
+OVERWRITING = ("copy_", "fill_", "zero_", "random_")
 
 aten = torch.ops.aten
 
 
-class KnownValues:
-    """Values of tensors of the meta device, kept on the host for each storage as a whole.
-
-    It is true while there is something to follow.
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The values of a tensor on the host, zero where they are not known.
 
     Attributes:
-        begins_on_device: Whether what is made of constants on the device is followed while nothing
-            has come from the host.
+        values: Laid out as the tensor is, or one value expanded. Not to be changed.
+        mark: `KNOWN` or `GUESSED`; `UNKNOWN` if some element is not known.
+        marks: Of each element, where not all are alike.
     """
 
-    def __init__(self) -> None:
-        self.begins_on_device = False
-        self._flat: dict[int, Tensor] = {}
-
-    def __bool__(self) -> bool:
-        return self.begins_on_device or bool(self._flat)
-
-    def of(self, tensor: Tensor) -> Tensor | None:
-        """The tensor's values, on the host; ``None`` if they are not known. Not to be changed."""
-        flat = self._flat.get(tensor.untyped_storage()._cdata)
-        if flat is None or flat.dtype is not tensor.dtype:
-            return None
-        return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    def learn(self, tensor: Tensor, values: Tensor) -> None:
-        """From now on the tensor has these values; nothing is learnt of a part of a storage."""
-        storage = tensor.untyped_storage()
-        count = storage.nbytes() // tensor.element_size()
-        self.forget(storage._cdata)
-        if tensor.dtype in KINDS and 0 < count <= MOST and tensor.numel() == count:
-            flat = torch.empty(count, dtype=tensor.dtype)
-            flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(values)
-            self._flat[storage._cdata] = flat
-
-    def forget(self, key: int) -> None:
-        """Nothing is known any more of a storage, by its ``_cdata``."""
-        self._flat.pop(key, None)
-
-    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Do on the host what the operator has done on the meta device."""
-        if func._schema.is_mutable:
-            self._follow_write(func, args, kwargs)
-        elif _is_followed(func):
-            self._follow_new(func, args, kwargs, out)
-
-    def _follow_new(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
-        outs = [out] if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else []
-        new = [item for item in outs if self._is_to_learn(item)]
-        if not new or len(new) < len(outs):
-            return
-        try:
-            given, named = self._on_host(args), self._on_host(kwargs)
-        except _UnknownError:
-            return
-        found = func(*given, **named)
-        for item, values in zip(outs, [found] if isinstance(found, Tensor) else found, strict=True):
-            self.learn(item, values)
-
-    def _is_to_learn(self, out: Any) -> bool:
-        if not isinstance(out, Tensor) or not out.is_meta:
-            return False
-        is_small = out.dtype in KINDS and out.numel() <= MOST
-        # What is there already is what a view was taken of.
-        return is_small and out.untyped_storage()._cdata not in self._flat
-
-    def _follow_write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        target = args[0] if args else None
-        if not isinstance(target, Tensor) or not target.is_meta or target.dtype not in KINDS:
-            return
-        is_whole = func in (aten.copy_.default, aten.fill_.Scalar, aten.zero_.default)
-        try:
-            others, named = self._on_host(args[1:]), self._on_host(kwargs)
-            values = self.of(target)
-            if values is not None and _is_followed(func):
-                func(values, *others, **named)
-            elif is_whole and target.numel() <= MOST:
-                self.learn(target, func(torch.empty(target.shape, dtype=target.dtype), *others))
-            else:
-                self.forget(target.untyped_storage()._cdata)
-        except _UnknownError:
-            self.forget(target.untyped_storage()._cdata)
-
-    def _on_host(self, value: Any) -> Any:
-        """An argument, or a nest of them, with known values for tensors of the meta device."""
-        if isinstance(value, Tensor):
-            known = self.of(value) if value.is_meta else value
-            if known is None:
-                raise _UnknownError
-            return known
-        if isinstance(value, dict):
-            return {name: self._on_host(item) for name, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [self._on_host(item) for item in value]
-        return torch.device("cpu") if isinstance(value, torch.device) else value
+    values: Tensor
+    mark: int
+    marks: Tensor | None = None
 
 
 class _UnknownError(Exception):
     """The values of an argument are not known."""
 
 
+class KnownValues:
+    """Values of tensors of the meta device, kept on the host for each storage as a whole."""
+
+    def __init__(self) -> None:
+        self._flat: dict[int, Values] = {}  # of each storage, in one dimension
+        self._are_picks_even = choices_setting() == "even"
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """The tensor's values, on the host; ``None`` if one is not known. Not to be changed."""
+        found = self.look_up(tensor)
+        return None if found is None or found.mark == UNKNOWN else found.values
+
+    def look_up(self, tensor: Tensor) -> Values | None:
+        """What is known of a tensor of the meta device; ``None`` if nothing is."""
+        if not self._flat:
+            return None
+        flat = self._flat.get(tensor.untyped_storage()._cdata)
+        if flat is None or flat.values.dtype is not tensor.dtype:
+            return None
+        if flat.values.dim() == 0:
+            return Values(flat.values.expand(tensor.shape), flat.mark)
+        place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        values = flat.values.as_strided(*place)
+        if flat.marks is None:
+            return Values(values, flat.mark)
+        marks = flat.marks.as_strided(*place)
+        return _summed_up(values, marks)
+
+    def learn(self, tensor: Tensor, values: Tensor, mark: int = KNOWN) -> None:
+        """From now on the tensor has these values."""
+        self.write(tensor, Values(values, mark))
+
+    def write(self, tensor: Tensor, given: Values) -> None:
+        """From now on this is known of the tensor."""
+        storage = tensor.untyped_storage()
+        count = storage.nbytes() // tensor.element_size()
+        if not count or not _has_values(tensor.dtype):
+            return
+        fills = tensor.numel() == count
+        if fills and given.marks is None and _is_constant(given.values):
+            if tensor.is_floating_point() and not _is_small(tensor):
+                self.forget(storage._cdata)
+                return
+            one = given.values if given.values.dim() == 0 else given.values.flatten()[0]
+            self._flat[storage._cdata] = Values(one.to(tensor.dtype, copy=True), given.mark)
+            return
+        flat = None if fills else self._flat.get(storage._cdata)
+        if count * tensor.element_size() > _most_bytes(tensor.dtype):
+            self.forget(storage._cdata)
+            return
+        values, marks = _spread_out(flat, count, tensor.dtype)
+        place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        values.as_strided(*place).copy_(given.values)
+        if given.marks is not None or not fills:
+            marks.as_strided(*place).copy_(
+                torch.tensor(given.mark) if given.marks is None else given.marks
+            )
+            self._flat[storage._cdata] = Values(values, UNKNOWN, marks)
+        else:
+            self._flat[storage._cdata] = Values(values, given.mark)
+
+    def forget(self, key: int) -> None:
+        """Nothing is known any more of a storage, by its ``_cdata``."""
+        self._flat.pop(key, None)
+
+    # Following an operator.
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Do on the host what the operator has done on the meta device."""
+        operator = _operator(func)
+        if operator.rule == "ignore":
+            return
+        if type(out) is Tensor and not operator.is_mutable and not _is_small(out):
+            if not (operator.may_be_constant and out.is_meta):
+                return
+        found = self._answers(operator, args, kwargs, out)
+        outs = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
+        if operator.is_mutable:
+            self._write_arguments(operator, args, kwargs, found)
+            return
+        for item, values in zip(outs, found or (), strict=False):
+            if isinstance(item, Tensor) and item.is_meta and values is not None:
+                self.write(item, values)
+
+    def found(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
+        """The first output of an operator whose size depends on values; ``None`` if unknown."""
+        try:
+            called = self._call(_operator(func), args, kwargs, zeros=False)
+        except _UnknownError:
+            return None
+        return called[0] if called else None
+
+    def _answers(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Sequence[Values | None] | None:
+        """What is known of the outputs, or of the arguments that are written to."""
+        rule = operator.rule
+        if rule in ("random", "same"):
+            return None
+        if rule == "constant":
+            return self._filled(operator, args, kwargs)
+        if rule in ("draw", "permute"):
+            return self._drawn(operator, args, kwargs, out)
+        knowledge = self._survey(operator, args, kwargs)
+        if knowledge.none_on_device and not operator.makes_on_device(kwargs):
+            return None
+        try:
+            if not knowledge.is_some_unknown:
+                return self._call(operator, args, kwargs, zeros=False)
+        except _UnknownError:
+            pass
+        follow_unknown = _OF_UNKNOWN.get(rule)
+        if follow_unknown is None:
+            return None
+        try:
+            return follow_unknown(self, operator, args, kwargs, out, knowledge)
+        except (_UnknownError, RuntimeError, NotImplementedError):
+            return None
+
+    def _survey(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Knowledge:
+        some_unknown = some_known = False
+        none_on_device = True
+        values = (*args[1:], *kwargs.values()) if operator.overwrites else (*args, *kwargs.values())
+        if operator.overwrites:
+            none_on_device = not args[0].is_meta
+        for tensor in _tensors_in(values):
+            if not tensor.is_meta:
+                continue
+            none_on_device = False
+            found = self._flat.get(tensor.untyped_storage()._cdata)
+            if found is None or found.values.dtype is not tensor.dtype:
+                some_unknown = some_unknown or bool(tensor.numel())
+            else:
+                some_known = True
+        return _Knowledge(none_on_device, some_unknown, some_known)
+
+    def _call(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], *, zeros: bool
+    ) -> list[Values | None] | None:
+        """The outputs (or what is written to) by the CPU's kernel.
+
+        Raises:
+            _UnknownError: A value is not known, and no zero may stand for it.
+        """
+        taken = _Taken(self, zeros)
+        given = [taken.argument(operator, i, value) for i, value in enumerate(args)]
+        named = {name: taken.value(value) for name, value in kwargs.items()}
+        if taken.is_large:
+            if not (taken.is_constant and operator.may_be_constant) or operator.is_mutable:
+                return None
+            given = [_one_of(value) for value in given]
+        try:
+            out = operator.func(*given, **named)
+        except (RuntimeError, NotImplementedError, IndexError):
+            return None
+        if operator.is_mutable:
+            return [
+                Values(value, taken.mark) if written else None
+                for value, written in zip(given, operator.written, strict=False)
+            ]
+        outs = out if isinstance(out, tuple | list) else (out,)
+        return [Values(item, taken.mark) if isinstance(item, Tensor) else None for item in outs]
+
+    def _write_arguments(
+        self,
+        operator: _Operator,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        found: Sequence[Values | None] | None,
+    ) -> None:
+        for i, name in enumerate(operator.names):
+            if not operator.written[i]:
+                continue
+            target = args[i] if i < len(args) else kwargs.get(name)
+            values = found[i] if found and i < len(found) else None
+            for tensor in _tensors_in((target,)):
+                if not tensor.is_meta:
+                    continue
+                if values is not None:
+                    self.write(tensor, values)
+                elif self._flat:
+                    self._forget_part(tensor)
+
+    def _forget_part(self, tensor: Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        flat = self._flat.get(key)
+        if flat is None:
+            return
+        is_part = tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
+        if is_part and flat.values.dtype is tensor.dtype and flat.values.dim():
+            self.write(tensor, Values(torch.zeros((), dtype=tensor.dtype), UNKNOWN))
+        else:
+            self.forget(key)
+
+    def _filled(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Values | None] | None:
+        """One value all along, which a number tells, or the name."""
+        bound = dict(zip(operator.names, args, strict=False)) | kwargs
+        value = bound.get("fill_value", bound.get("value", int("ones" in operator.name)))
+        if isinstance(value, Tensor):
+            found = self.of(value) if value.is_meta else value
+            if found is None:
+                return None
+            value = found.item()
+        return None if isinstance(value, complex) else [Values(torch.tensor(value), KNOWN)]
+
+    # What follows from values that are not known.
+
+    def _drawn(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> list[Values | None] | None:
+        if not isinstance(out, Tensor) or not out.is_meta:
+            return None
+        bound = {name: value for name, value in zip(operator.names, args, strict=False)} | kwargs
+        low = bound.get("low", bound.get("from")) or 0
+        high = bound.get("high", bound.get("to"))
+        if operator.rule == "permute":
+            high = bound["n"]
+        n = max(1, (high or 0) - low)
+        values = low + (n // 2 + torch.arange(out.numel())) % n
+        return [Values(values.view(out.shape).to(out.dtype), GUESSED)]
+
+    def _compare(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """What is not known equals nothing but itself."""
+        differs = operator.rule == "unequal"
+        left, right = args[:2]
+        if isinstance(left, Tensor) and isinstance(right, Tensor) and _is_same(left, right):
+            return [_constant(not differs)]
+        numbers = (self._number(value) for value in (left, right))
+        if not seen.some_known and any(n is not None and not math.isfinite(n) for n in numbers):
+            return [_constant(differs)]
+        if not seen.some_known or operator.name == "isin" or not isinstance(left, Tensor):
+            return [_constant(differs, GUESSED)]
+        parts = [self._part(value) for value in args]
+        unknown = _marks(parts[0]).eq(UNKNOWN)
+        if isinstance(parts[1], Values):
+            unknown = unknown | _marks(parts[1]).eq(UNKNOWN)
+        values = operator.func(*map(_values, parts), *args[len(parts) :])
+        return [Values(values.masked_fill(unknown, differs), GUESSED)]
+
+    def _order(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        return self._call(operator, args, kwargs, zeros=True)
+
+    def _finite(self, *_: Any) -> Any:
+        return [_constant(False)]
+
+    def _quantify(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """Of what is not known, none is any, and all are."""
+        is_all = operator.rule == "all"
+        if not seen.some_known:
+            return [_constant(is_all, GUESSED)]
+        part = self._part(args[0])
+        values = part.values.ne(0).masked_fill(_marks(part).eq(UNKNOWN), is_all)
+        return [Values(operator.func(values, *args[1:], **kwargs), GUESSED)]
+
+    def _convert(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """To a boolean, what equals nothing is not zero."""
+        is_bool = isinstance(out, Tensor) and out.dtype is torch.bool
+        if operator.is_mutable or not is_bool or args[0].dtype is torch.bool:
+            return None
+        return [_constant(True, GUESSED)]
+
+    def _move(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """Elements that are moved take their marks along."""
+        if not seen.some_known:
+            return None
+        taken = _Taken(self, zeros=False)
+        values, marks, is_any = [], [], False
+        for name, value in zip(operator.names, args, strict=False):
+            if name in PLACES or not (isinstance(value, Tensor) or _is_list_of_tensors(value)):
+                values.append(taken.value(value))
+                marks.append(KNOWN if name == "value" else values[-1])
+                continue
+            items = value if isinstance(value, list | tuple) else [value]
+            parts = [self._part(item) for item in items]
+            is_any = is_any or any(self.look_up(item) is not None for item in items if item.is_meta)
+            ours, theirs = [part.values for part in parts], [_marks(part) for part in parts]
+            values.append(ours if isinstance(value, list | tuple) else ours[0])
+            marks.append(theirs if isinstance(value, list | tuple) else theirs[0])
+        if not is_any:
+            return None
+        moved = operator.func(*marks)
+        return [_summed_up(operator.func(*values, **kwargs), moved)]
+
+    def _shift(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """A sum with what is huge is that; of other numbers both have to be known."""
+        left, right = args[:2]
+        number = self._number(right)
+        is_huge = number is not None and abs(number) >= HUGE
+        if operator.is_mutable or not isinstance(left, Tensor) or not (seen.some_known or is_huge):
+            return None
+        if not _is_small(left):
+            sign = -1 if operator.name == "sub" else 1
+            value = torch.tensor(sign * (number or 0), dtype=torch.float64)
+            return [Values(value, KNOWN)] if is_huge else None
+        parts = [self._part(left), self._part(right)]
+        known = _marks(parts[0]).ne(UNKNOWN)
+        huge = parts[0].values.abs().ge(HUGE) & known
+        if isinstance(parts[1], Values):
+            beside = _marks(parts[1]).ne(UNKNOWN)
+            known, huge = known & beside, huge | (parts[1].values.abs().ge(HUGE) & beside)
+        elif is_huge:
+            huge = torch.ones_like(huge)
+        marks = (known | huge).to(torch.uint8)
+        if not bool(marks.any()):
+            return None
+        return [_summed_up(operator.func(*map(_values, parts), **kwargs), marks)]
+
+    def _weigh(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """The weight of what is masked is zero."""
+        found = self.look_up(args[0]) if _is_small(args[0]) else None
+        if found is None or found.marks is None:
+            return None
+        marks = found.values.le(-HUGE).to(torch.uint8)
+        return [_summed_up(torch.zeros_like(found.values), marks)]
+
+    def _pick(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+        """Picks out of scores that are not known are spread evenly (`llmmem.value_rules`)."""
+        bound = dict(zip(operator.names, args, strict=False)) | kwargs
+        outs = out if isinstance(out, tuple | list) else (out,)
+        if operator.rule == "pick" and len(outs) == 1 and not operator.name.startswith("arg"):
+            return None
+        scores = args[0]
+        dims = max(1, scores.dim())
+        dim = bound.get("dim", -1)
+        of_all = not scores.dim() or ("arg" in operator.name and bound.get("dim") is None)
+        along = (-1 if dim is None else dim) % dims
+        n = scores.numel() if of_all else scores.shape[along]
+        partly = self._picked_partly(operator, bound, scores, along) if _is_small(scores) else None
+        if partly is not None:
+            return partly
+        indices = self._picks(outs[-1].shape, n, along, several=operator.rule == "picks")
+        return [*[None] * (len(outs) - 1), Values(indices, GUESSED)]
+
+    def _picks(self, shape: torch.Size, n: int, dim: int, *, several: bool) -> Tensor:
+        n = max(1, n)
+        count = math.prod(shape)
+        k = shape[dim] if several and shape else 1
+        inner = math.prod(shape[dim + 1 :]) if several and shape else 1
+        i = torch.arange(count)
+        rows = i // (inner * max(1, k)) * inner + i % max(1, inner)
+        picks = i // max(1, inner) % max(1, k)
+        return ((n // 2 + (rows * k if self._are_picks_even else 0) + picks) % n).view(shape)
+
+    def _picked_partly(
+        self, operator: _Operator, bound: dict[str, Any], scores: Tensor, dim: int
+    ) -> list[Values | None] | None:
+        """Where some scores are known: what is not known is between -1 and 0, as a weight above."""
+        are_weights = operator.name == "multinomial"
+        found = self.look_up(scores)
+        if found is None or found.marks is None or not (are_weights or operator.name == "topk"):
+            return None
+        k = bound["num_samples"] if are_weights else bound["k"]
+        largest = are_weights or bound.get("largest", True)
+        n = scores.shape[dim]
+        rows = torch.arange(scores.numel() // n).view(found.values.select(dim, 0).shape)
+        along = [1] * scores.dim()
+        along[dim] = n
+        first = rows.unsqueeze(dim) * (k if self._are_picks_even else 0) + n // 2
+        rank = -((torch.arange(n).view(along) - first) % n).double() / n + 2 * are_weights
+        ranked = torch.where(
+            found.marks.eq(UNKNOWN), rank if largest else -rank, found.values.double()
+        )
+        indices = ranked.topk(min(k, n), dim, largest).indices
+        if are_weights:
+            return [Values(indices, GUESSED)]
+        values = _summed_up(found.values.gather(dim, indices), found.marks.gather(dim, indices))
+        return [values, Values(indices, GUESSED)]
+
+    def _part(self, value: Any) -> Any:
+        """A tensor's values with its marks, zeros where nothing is known; a number as it is.
+
+        Raises:
+            _UnknownError: It is too large to be looked at element by element.
+        """
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_meta:
+            return Values(value, KNOWN)
+        if not _is_small(value):
+            raise _UnknownError
+        found = self.look_up(value)
+        zeros = torch.zeros((), dtype=value.dtype).expand(value.shape)
+        return found or Values(zeros, UNKNOWN)
+
+    def _number(self, value: Any) -> float | None:
+        if isinstance(value, bool | int | float):
+            return float(value)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+            return None
+        values = self.of(value) if value.is_meta else value
+        return None if values is None else float(values)
+
+
+_OF_UNKNOWN: dict[Rule | str, Callable[..., Any]] = {
+    "equal": KnownValues._compare,
+    "unequal": KnownValues._compare,
+    "order": KnownValues._order,
+    "finite": KnownValues._finite,
+    "any": KnownValues._quantify,
+    "all": KnownValues._quantify,
+    "copy": KnownValues._convert,
+    "move": KnownValues._move,
+    "shift": KnownValues._shift,
+    "weigh": KnownValues._weigh,
+    "pick": KnownValues._pick,
+    "picks": KnownValues._pick,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Knowledge:
+    """What is known of the device inputs of an operator."""
+
+    none_on_device: bool
+    is_some_unknown: bool
+    some_known: bool
+
+
+class _Taken:
+    """Arguments of an operator as they are on the host, and what that says of its outputs."""
+
+    def __init__(self, known: KnownValues, zeros: bool) -> None:
+        self._known = known
+        self._zeros = zeros
+        self.mark = KNOWN
+        self.is_large = False
+        self.is_constant = True
+
+    def argument(self, operator: _Operator, position: int, value: Any) -> Any:
+        """A positional argument; what is written to is a copy."""
+        if not (isinstance(value, Tensor) and value.is_meta and operator.written[position]):
+            return self.value(value)
+        if not _is_small(value):
+            raise _UnknownError
+        if position == 0 and operator.overwrites:
+            return torch.empty(value.shape, dtype=value.dtype)
+        return self.value(value).clone()
+
+    def value(self, value: Any) -> Any:
+        """An argument, or a nest of them, with known values for tensors of the meta device."""
+        if isinstance(value, Tensor):
+            return self._tensor(value) if value.is_meta else value
+        if isinstance(value, tuple | list):
+            return [self.value(item) for item in value]
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        found = self._known.look_up(tensor)
+        if found is None or found.mark == UNKNOWN:
+            if tensor.numel() and not self._zeros:
+                raise _UnknownError
+            zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+            found = Values(zeros if found is None else found.values, GUESSED)
+        if tensor.numel():
+            self.mark = max(self.mark, found.mark)
+        self.is_large = self.is_large or not _is_small(tensor)
+        self.is_constant = self.is_constant and _is_constant(found.values)
+        return found.values
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What the schema of an operator says."""
+
+    func: Any
+    name: str
+    rule: Rule | str
+    names: tuple[str, ...]
+    written: tuple[bool, ...]
+    is_mutable: bool
+    overwrites: bool
+    may_be_constant: bool
+
+    def makes_on_device(self, kwargs: dict[str, Any]) -> bool:
+        device = kwargs.get("device")
+        return device is not None and torch.device(device).type == "meta"
+
+
 @cache
-def _is_followed(func: Any) -> bool:
-    """Whether the values of what the operator gives follow from those of its arguments."""
-    return (
-        torch.Tag.nondeterministic_seeded not in func.tags
-        and func.namespace == "aten"
-        and not func._schema.name.startswith(("aten::empty", "aten::new_empty"))
+def _operator(func: Any) -> _Operator:
+    name = func._schema.name.partition("::")[2]
+    arguments = func._schema.arguments
+    rule: Rule | str = RULES.get(name, "plain")
+    if func.namespace != "aten":
+        rule = "random"
+    elif rule == "plain" and torch.Tag.nondeterministic_seeded in func.tags:
+        rule = "random"
+    return _Operator(
+        func=func,
+        name=name,
+        rule=rule,
+        names=tuple(argument.name for argument in arguments),
+        written=tuple(bool(argument.is_write) for argument in arguments),
+        is_mutable=func._schema.is_mutable,
+        overwrites=name in OVERWRITING,
+        may_be_constant=torch.Tag.pointwise in func.tags or rule in ("any", "all", "finite", "constant"),
     )
+
+
+def _has_values(dtype: torch.dtype) -> bool:
+    return not dtype.is_complex
+
+
+def _most_bytes(dtype: torch.dtype) -> int:
+    return MOST_FLOAT_BYTES if dtype.is_floating_point else MOST_INTEGER_BYTES
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() <= _most_bytes(tensor.dtype)
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    def place(tensor: Tensor) -> Any:
+        key = tensor.untyped_storage()._cdata
+        return key, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+
+    return left.is_meta and right.is_meta and place(left) == place(right)
+
+
+def _is_constant(values: Tensor) -> bool:
+    return all(size <= 1 or not stride for size, stride in zip(values.shape, values.stride(), strict=True))
+
+
+def _one_of(value: Any) -> Any:
+    """One element of what is one value all along says it all where elements are taken one by one."""
+    if not isinstance(value, Tensor) or not value.dim() or not value.numel():
+        return value
+    return value.as_strided([1] * value.dim(), [1] * value.dim())
+
+
+def _constant(value: bool, mark: int = KNOWN) -> Values:
+    return Values(torch.tensor(value), mark)
+
+
+def _values(part: Any) -> Any:
+    return part.values if isinstance(part, Values) else part
+
+
+def _marks(part: Values) -> Tensor:
+    if part.marks is not None:
+        return part.marks
+    return torch.tensor(part.mark, dtype=torch.uint8).expand(part.values.shape)
+
+
+def _summed_up(values: Tensor, marks: Tensor) -> Values:
+    """Values with one mark, where all have the same or the least known is a guess."""
+    if not marks.numel():
+        return Values(values, KNOWN)
+    if not bool(marks.all()):
+        return Values(values, UNKNOWN, marks)
+    return Values(values, int(marks.max()))
+
+
+def _spread_out(flat: Values | None, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values and marks of a whole storage, to be written to."""
+    if flat is None or flat.values.dtype is not dtype:
+        return torch.zeros(count, dtype=dtype), torch.zeros(count, dtype=torch.uint8)
+    if flat.values.dim():
+        values = flat.values
+    else:
+        values = flat.values.expand(count).clone()
+    marks = flat.marks
+    if marks is None:
+        marks = torch.full((count,), flat.mark, dtype=torch.uint8)
+    return values, marks
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
+
+
+def _tensors_in(values: Any) -> Any:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)

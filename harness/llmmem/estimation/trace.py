@@ -265,8 +265,7 @@ class TraceObserver:
         if self.tracer.modelled_libraries:
             libraries = ", ".join(sorted(self.tracer.modelled_libraries))
             assumptions = (*assumptions, f"workspaces of {libraries}: a model")
-        if self.tracer.has_unknown_places:
-            assumptions = (*assumptions, "masks that the step computes pick nothing")
+        assumptions = (*assumptions, *self.tracer.guesses.notes())
         unknown = self.tracer.cudnn_attention_unknown
         if unknown is not None:
             assumptions = (*assumptions, cudnn_attention(unknown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,6 +16,7 @@ from llmmem.estimation.hidden import cublas_workspace
 from llmmem.estimation.known import KnownValues
 from llmmem.estimation.memo import OutputMemo, key_of
 from llmmem.estimation.recipes import Recipe
+from llmmem.guesses import Guesses, guess
 from llmmem.measurement.attribution import Event
 
 if TYPE_CHECKING:
@@ -41,10 +43,6 @@ class _Life(weakref.ref[Any]):
     key: int
     number: int | None = None
     block: Block | None = None
-    # What a boolean in it reads as.
-    truth = True
-    # How many of its booleans are true, where that is known.
-    true_count: int | None = None
 
 
 class _Scratch:
@@ -72,8 +70,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         events: Allocations and frees so far, in order.
-        known: Values on the device that came from the host.
-        has_unknown_places: Whether places were looked for in a mask that is not known.
+        known: Values on the device, as far as they are known.
+        guesses: Where the program has decided by values that are not known.
         operators: For each event, the operator that was seen last.
         attention_backends: Those of scaled dot product attention that were taken.
         modelled_libraries: Those that were asked for a workspace whose size only a model tells.
@@ -93,7 +91,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators: list[Any] = []
         self._operator: Any = None
         self.known = KnownValues()
-        self.has_unknown_places = False
+        self.guesses = Guesses()
         self.cudnn_attention_unknown: int | None = None
         #: Runs an operator on the meta device, without an account of what is born.
         self.compute = OutputMemo()
@@ -121,8 +119,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 with self.placing("skeleton"):
                     return self.run(func, args, kwargs or {})
             out = handler(self, func, args, kwargs or {})
-            if self.known:
-                self.known.follow(func, args, kwargs or {}, out)
+            self.known.follow(func, args, kwargs or {}, out)
             return out
 
     @classmethod
@@ -282,30 +279,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         life.number, life.block = before.number, before.block
         before.number = before.block = None
 
-    def reads_as(self, tensor: Tensor) -> bool:
-        """What a boolean on the device reads as."""
-        life = self._lives.get(tensor.untyped_storage()._cdata)
-        return life is None or life.truth
-
-    def set_truth(self, tensor: Tensor, truth: bool) -> None:
-        """From now on the boolean reads as `truth`."""
-        life = self._lives.get(tensor.untyped_storage()._cdata)
-        if life is not None:
-            life.truth = truth
-
-    def true_count(self, tensor: Tensor) -> int | None:
-        """How many of the booleans are true; ``None`` if it is not known."""
-        values = self.known.of(tensor)
-        if values is not None:
-            return int(values.count_nonzero())
-        life = self._lives.get(tensor.untyped_storage()._cdata)
-        return None if life is None else life.true_count
-
-    def set_true_count(self, tensor: Tensor, count: int | None) -> None:
-        """From now on so many of the booleans are true."""
-        life = self._lives.get(tensor.untyped_storage()._cdata)
-        if life is not None:
-            life.true_count = count
+    def note_guess(self, func: Any) -> None:
+        """The program decides by a value that is not known, read by the operator."""
+        self.guesses.add(guess(func._schema.name, sys._getframe()))
 
     # What the observer of the step uses.
 

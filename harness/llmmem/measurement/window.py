@@ -84,6 +84,7 @@ class Window:
         self._wants_places = places
         self._places: PlaceRecorder | None = None
         self._allocations = 0
+        self._guesses = 0
         self._held_before: Mapping[int, Peaks] = {}
         self._peaks: dict[int, Peaks] = {}
         self._measurement: Measurement | None = None
@@ -117,6 +118,8 @@ class Window:
         """Begin to measure."""
         release_cached_memory()
         self._allocations = allocations()
+        simulated = simgpu.active()
+        self._guesses = 0 if simulated is None else simulated.guesses.clock
         is_only = _counters.add(self)
         self._held_before = _counters.held()
         if self._wants_places and is_only and cuda_in_use():
@@ -159,7 +162,7 @@ class Window:
             touched=self._touched(),
             places=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
-            notes=_notes(peaks),
+            notes=_notes(peaks, self._guesses),
         )
 
     def _touched(self) -> bool:
@@ -300,9 +303,9 @@ def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
     return "measured" if simgpu.active() is None else "modelled"
 
 
-def _notes(peaks: Peaks) -> tuple[str, ...]:
+def _notes(peaks: Peaks, guesses: int) -> tuple[str, ...]:
     simulated = simgpu.active()
-    notes = () if simulated is None else simulated.notes
+    notes = () if simulated is None else simulated.notes_since(guesses)
     if peaks.process is None:
         hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
         return (*notes, hidden)

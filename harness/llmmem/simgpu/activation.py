@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.guesses import Guesses, guess
 from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
-from llmmem.simgpu.builder import CORE, BuiltLibraries, build, compiler, cuda_headers
+from llmmem.simgpu.builder import (
+    CORE,
+    BuiltLibraries,
+    build,
+    compiler,
+    compiler_of_cpp,
+    cuda_headers,
+)
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
+from llmmem.value_rules import choices_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +77,7 @@ class SimulatedGpu:
         count: How many of them there are, visible or not.
         libraries: The compiled libraries.
         faults: What is to go wrong on them, now.
+        guesses: Where the program has decided by values that are not known.
     """
 
     def __init__(
@@ -77,15 +87,25 @@ class SimulatedGpu:
         self.count = count
         self.libraries = libraries
         self.faults = faults
+        self.guesses = Guesses()
         self._account = account
+        account.listen_to_guesses(self._note_guess)
+
+    def _note_guess(self, operator: str) -> None:
+        self.guesses.add(guess(operator, sys._getframe()))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from a real card, so far as this process makes use of it, and its faults."""
+        return self.notes_since(0)
+
+    def notes_since(self, clock: int) -> tuple[str, ...]:
+        """The same, with the guesses since then (`Guesses.clock`)."""
         unknown = self._account.cudnn_attention_unknown()
         attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        return (*attention, *NOTES, *compilation.notes(), *asked_for)
+        guesses = self.guesses.notes(clock)
+        return (*guesses, *attention, *NOTES, *compilation.notes(), *asked_for)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -201,6 +221,7 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     if before is not None and (before.gpu, before.count) == (card, count):
         return before
     faults = before.faults if before else faults_from_environment()
+    choices_setting()  # what is not valid is refused before anything begins
     for problem in check() if before else (*check(), *_too_late()):
         raise UnsupportedError(str(problem))
     torch = _torch_for(card)
@@ -223,6 +244,7 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     """
     card = _asked_for(gpu, count)
     faults = faults_from_environment()
+    choices_setting()
     for problem in check():
         raise UnsupportedError(str(problem))
     torch, cache = _torch_for(card), _cache_directory()
@@ -320,6 +342,10 @@ def check() -> tuple[Problem, ...]:
     if compiler() is None:
         problems.append(
             Problem("there is no C compiler", "install gcc or clang, or name a compiler in $CC")
+        )
+    if compiler_of_cpp() is None:
+        problems.append(
+            Problem("there is no C++ compiler", "install g++ or clang++, or name one in $CXX")
         )
     return tuple(problems)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from llmmem.errors import UnsupportedError
 from llmmem.simgpu.symbols import (
@@ -28,19 +28,31 @@ from llmmem.simgpu.symbols import (
     text_constants,
     wanted_symbols,
 )
+from llmmem.value_rules import MOST_FLOAT_BYTES, MOST_INTEGER_BYTES, RULES, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmmem.simgpu.torch_build import TorchBuild
 
-__all__ = ["CORE", "BuiltLibraries", "build", "compiler", "cuda_headers", "replaced_libraries"]
+__all__ = [
+    "CORE",
+    "BuiltLibraries",
+    "build",
+    "compiler",
+    "compiler_of_cpp",
+    "cuda_headers",
+    "replaced_libraries",
+]
 
 SOURCES = Path(__file__).parent / "csrc"
 
 #: SONAME of the library that holds the account, from the sources that no other library is made of;
 #: all others link against it.
 CORE = "libllmmem-simgpu.so"
+
+#: The observer of PyTorch's operators, which the core loads into programs that have PyTorch.
+OBSERVER = "libllmmem-observer.so"
 
 #: The CUDA libraries that are replaced: the name without version, and its source. In this order
 #: each finds the ones before it loaded.
@@ -105,11 +117,21 @@ class BuiltLibraries:
         return self.core.parent / "driver"
 
 
+def _first_program(variable: str, names: tuple[str, ...]) -> str | None:
+    """The program that an environment variable names, else the first that is there."""
+    chosen = os.environ.get(variable)
+    candidates = (chosen.split()[0],) if chosen and chosen.strip() else names
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
 def compiler() -> str | None:
     """The C compiler: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
-    chosen = os.environ.get("CC")
-    candidates = (chosen.split()[0],) if chosen and chosen.strip() else ("cc", "gcc", "clang")
-    return next((path for name in candidates if (path := shutil.which(name))), None)
+    return _first_program("CC", ("cc", "gcc", "clang"))
+
+
+def compiler_of_cpp() -> str | None:
+    """The C++ compiler: ``$CXX``, else the first of c++, g++ and clang++; None if there is none."""
+    return _first_program("CXX", ("c++", "g++", "clang++"))
 
 
 def cuda_headers(torch: TorchBuild) -> Path | None:
@@ -151,12 +173,18 @@ def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
     """
     from filelock import FileLock
 
-    cc = compiler()
+    cc, cpp = compiler(), compiler_of_cpp()
     headers = cuda_headers(torch)
     if cc is None:
         raise UnsupportedError(
             "the simulated GPU needs a C compiler (cc, gcc or clang) at first use: install one, "
             "for example with `apt install gcc`, or name it in $CC"
+        )
+    if cpp is None:
+        raise UnsupportedError(
+            "the simulated GPU needs a C++ compiler (c++, g++ or clang++) at first use, to follow "
+            "values through PyTorch's operators: install one, for example with `apt install g++`, "
+            "or name it in $CXX"
         )
     if headers is None:
         raise UnsupportedError(
@@ -164,38 +192,59 @@ def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
             "runtime that PyTorch depends on (nvidia-cuda-runtime)"
         )
     readers = _readers(torch)
-    directory = cache / _key(cc, torch, readers)
+    directory = cache / _key((cc, cpp), torch, readers)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{directory}.lock"):
         if not directory.is_dir():
-            _build_into(directory, _Compiler(cc, headers), torch, readers)
+            _build_into(directory, _Compiler(cc, cpp, headers), torch, readers)
     return BuiltLibraries(tuple(directory / name for name in _order(directory)))
 
 
 @dataclass(frozen=True)
 class _Compiler:
-    command: str
+    c: str
+    cpp: str
     headers: Path
 
     def run(self, *arguments: str | Path) -> None:
-        """Compile with what all calls share.
+        """Compile C with what all calls share.
 
         Raises:
             UnsupportedError: The compiler failed or took too long.
         """
-        command = [
-            self.command, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
-            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}",
-            *map(str, arguments),
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+        _compile(
+            self.c, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
+            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}", *arguments,
+        )  # fmt: skip
+
+    def run_cpp(self, torch: TorchBuild, *arguments: str | Path) -> None:
+        """Compile C++ against the installed PyTorch.
+
+        Raises:
+            UnsupportedError: The compiler failed or took too long.
+        """
+        include = torch.root / "include"
+        _compile(
+            # PyTorch is built without assertions, which decide how large its structures are.
+            self.cpp, "-std=gnu++20", "-O1", "-fPIC", "-pthread", "-w", "-DNDEBUG",
+            "-fvisibility=hidden", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.has_cxx11_abi())}",
+            f"-I{SOURCES}", f"-I{include}",
+            f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}", *arguments,
+        )  # fmt: skip
+
+
+def _compile(program: str, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=COMPILE_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise UnsupportedError(
+            f"the simulated GPU could not be compiled with {program}:\n{done.stderr.strip()}"
         )
-        if done.returncode:
-            raise UnsupportedError(
-                f"the simulated GPU could not be compiled with {self.command}:\n"
-                f"{done.stderr.strip()}"
-            )
 
 
 def _build_into(
@@ -215,6 +264,7 @@ def _build_into(
             "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", "-o", core, *sources, "-ldl"
         )
         with ThreadPoolExecutor(max_workers=2) as pool:
+            observer = pool.submit(_build_observer, cc, work, torch, core)
             objects = dict(
                 zip(
                     sonames,
@@ -222,6 +272,7 @@ def _build_into(
                     strict=True,
                 )
             )
+            observer.result()
         built = [core]
         for soname, compiled in objects.items():
             symbols = _symbols_looked_up(soname, cc.headers, readers)
@@ -234,6 +285,30 @@ def _build_into(
         _add_driver_directory(work)
         (work / "order").write_text("\n".join(path.name for path in built), encoding="utf-8")
         work.rename(directory)
+
+
+def _build_observer(cc: _Compiler, work: Path, torch: TorchBuild, core: Path) -> None:
+    rules = work / "value_rules.h"
+    rules.write_text(_value_rules(), encoding="utf-8")
+    cc.run_cpp(
+        torch, "-shared", f"-Wl,-soname,{OBSERVER}", "-Wl,-rpath,$ORIGIN", f"-I{work}",
+        "-o", work / OBSERVER, SOURCES / "observer.cpp",
+        core, f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--allow-shlib-undefined",
+    )  # fmt: skip
+    rules.unlink()
+
+
+def _value_rules() -> str:
+    """The table of `llmmem.value_rules` as a header of C++."""
+    names = ["plain", *get_args(Rule)]
+    entries = ",\n".join(f'    {{"{name}", Rule::{rule}_}}' for name, rule in RULES.items())
+    return (
+        "#include <string_view>\n#include <unordered_map>\n"
+        f"constexpr size_t MOST_INTEGER_BYTES = {MOST_INTEGER_BYTES};\n"
+        f"constexpr size_t MOST_FLOAT_BYTES = {MOST_FLOAT_BYTES};\n"
+        f"enum class Rule {{ {', '.join(f'{name}_' for name in names)} }};\n"
+        f"const std::unordered_map<std::string_view, Rule> RULES = {{\n{entries}\n}};\n"
+    )
 
 
 def _add_driver_directory(work: Path) -> None:
@@ -354,12 +429,14 @@ def _cuda_major(include: Path) -> str | None:
     return str(int(found[1]) // 1000) if found else None
 
 
-def _key(cc: str, torch: TorchBuild, readers: tuple[Path, ...]) -> str:
+def _key(compilers: tuple[str, ...], torch: TorchBuild, readers: tuple[Path, ...]) -> str:
     """A name for what the build depends on: sources, compiler, PyTorch, the libraries it reads."""
     digest = hashlib.sha256()
-    for source in [*sorted(SOURCES.rglob("*.[ch]")), Path(__file__)]:
+    for source in [*sorted(SOURCES.rglob("*.[ch]*")), Path(__file__)]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    digest.update(f"{os.path.realpath(cc)}\0{torch.version}\0{_installed('nvidia-ml-py')}".encode())
+    digest.update(_value_rules().encode())
+    for part in (*map(os.path.realpath, compilers), torch.version, _installed("nvidia-ml-py")):
+        digest.update(part.encode() + b"\0")
     for path in readers:
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from llmmem.simgpu.builder import BuiltLibraries
 
 __all__ = ["Account", "load", "open_account"]
+
+
+_LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 class Account:
@@ -30,6 +34,9 @@ class Account:
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
+        core.sim_listen_to_guesses.argtypes = [_LISTENER]
+        core.sim_listen_to_guesses.restype = None
+        self._listener: Any = None  # as long as the library may call it
         note = core.sim_ledger_note_allocator
         note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
         for name in ("sim_ledger_note_failure", "sim_ledger_note_remarks"):
@@ -49,6 +56,15 @@ class Account:
             )
         if status:
             raise ValueError(f"field {status} of {card!r} is not understood")
+
+    def listen_to_guesses(self, listener: Callable[[str], object]) -> None:
+        """Have the listener called with the operator by which a program reads a guess."""
+
+        def call(operator: bytes) -> None:
+            listener(operator.decode())
+
+        self._listener = _LISTENER(call)
+        self._core.sim_listen_to_guesses(self._listener)
 
     def set_faults(self, faults: str) -> None:
         """Let these faults happen and no others, from now on (``csrc/faults.h``)."""

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from llmmem.simgpu.symbols import text_constants
+from llmmem.simgpu.symbols import exported_symbols, text_constants
 
 __all__ = ["TorchBuild", "installed_torch"]
 
@@ -35,6 +35,11 @@ class TorchBuild:
     def libraries(self) -> tuple[Path, ...]:
         """The shared libraries of PyTorch itself."""
         return tuple(sorted((self.root / "lib").glob("*.so*")))
+
+    def has_cxx11_abi(self) -> bool:
+        """Whether it was compiled with the standard library's newer strings (``std::__cxx11``)."""
+        exported = exported_symbols(self.root / "lib" / "libc10.so")
+        return any("__cxx11" in name for name in exported if name.startswith("_ZN3c105Error"))
 
     def architectures(self) -> tuple[str, ...]:
         """What its kernels were compiled for, such as ``("sm_75", "sm_80", "compute_90")``.

@@ -3,6 +3,7 @@
 #include "faults.h"
 #include "guest.h"
 #include "ledger.h"
+#include "operators.h"
 #include "processes.h"
 #include "values.h"
 #include "visible.h"
@@ -296,6 +297,7 @@ static void open_context(int device) {
 
 void sim_open_context(int device) {
     if (device < 0) return;
+    if (!accounts[device].context) sim_observe_operators();
     acquire();
     open_context(device);
     release();

@@ -12,6 +12,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define SIM_PAGE ((size_t)2 << 20)
 #define SIM_MAX_DEVICES 16
 #define SIM_API __attribute__((visibility("default")))
@@ -135,5 +139,9 @@ SIM_API void sim_pool_trim(int device, size_t keep);
 SIM_API void sim_note_cudnn_attention(size_t bytes);
 /* The most of them so far, or -1 where there was no attention by cuDNN. */
 SIM_API int64_t sim_cudnn_attention_unknown(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

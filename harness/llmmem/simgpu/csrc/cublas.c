@@ -2,7 +2,7 @@
  * do nothing (the builder generates them). */
 #include "account.h"
 #include "copies.h"
-#include "effects.h"
+#include "written.h"
 
 #include <stdlib.h>
 #include <string.h>

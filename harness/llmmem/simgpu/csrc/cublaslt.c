@@ -1,7 +1,7 @@
 /* libcublasLt: every matrix product has an algorithm, which needs no workspace of its own and does
  * nothing. Without an algorithm PyTorch would take another road than on a real card. */
 #include "account.h"
-#include "effects.h"
+#include "written.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -4,6 +4,7 @@
 #include "copies.h"
 #include "faults.h"
 #include "kernels.h"
+#include "operators.h"
 #include "streams.h"
 #include "values.h"
 #include "visible.h"
@@ -95,6 +96,7 @@ cudaError_t cudaDriverGetVersion(int *version) { return (cudaError_t)cuDriverGet
 
 cudaError_t cudaGetDeviceCount(int *count) {
     sim_device_count();
+    sim_observe_operators();
     *count = sim_visible_count();
     return *count ? cudaSuccess : fail(cudaErrorNoDevice);
 }

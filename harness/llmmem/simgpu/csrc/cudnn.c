@@ -6,7 +6,7 @@
  * what they take, and a figure without them would be wrong.
  */
 #include "account.h"
-#include "effects.h"
+#include "written.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
  * whose prime factors have kernels of their own are taken to need the least; those with a prime above
  * 127 go through Bluestein's algorithm and are taken to need the most. */
 #include "account.h"
-#include "effects.h"
+#include "written.h"
 
 #include <pthread.h>
 #include <stdlib.h>

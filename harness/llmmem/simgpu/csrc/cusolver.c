@@ -6,7 +6,7 @@
  * went ("info"), it reads 0: success. */
 #include "account.h"
 #include "copies.h"
-#include "effects.h"
+#include "written.h"
 
 #include <stdlib.h>
 

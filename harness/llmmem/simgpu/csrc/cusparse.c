@@ -5,7 +5,7 @@
  * were spread evenly), and that no pivot is zero. Work areas are documented nowhere. A sort is taken to
  * need a second copy of what it sorts; all others are taken to need none. */
 #include "account.h"
-#include "effects.h"
+#include "written.h"
 
 #include <stdlib.h>
 

@@ -1,7 +1,9 @@
 #include "kernels.h"
 
-#include "effects.h"
 #include "faults.h"
+#include "operators.h"
+#include "parameters.h"
+#include "written.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -17,8 +19,8 @@ typedef struct {
     const char *name;
     module *module;
     const sim_cubin *cubin; /* of one that was loaded at run time */
-    sim_effect effect; /* what a launch does to memory, as far as its name tells */
-    bool classified;
+    uint64_t pointers; /* parameters that are pointers to what it may write, by bits, as far as its name tells */
+    bool has_pointers; /* whether that was looked up */
 } kernel;
 
 static kernel **kernels; /* open addressing, by host function; what is found stays where it is */
@@ -183,21 +185,23 @@ static void forget_all(const sim_cubin *cubin, void **arguments) {
 }
 
 /* Not with the lock held: to read the name may load a library, and those register kernels. */
-static void classify(kernel *k) {
-    sim_effect effect = sim_classify(k->name);
+static void look_up_pointers(kernel *k) {
+    uint64_t pointers = sim_read_pointers(k->name);
     acquire();
-    if (!k->classified) k->effect = effect;
-    __atomic_store_n(&k->classified, true, __ATOMIC_RELEASE);
+    k->pointers = pointers;
+    __atomic_store_n(&k->has_pointers, true, __ATOMIC_RELEASE);
     release();
 }
 
-static void apply(kernel *k, void **arguments) {
+/* What a kernel may have written is not known any more. PyTorch's own are seen to by the observer. */
+static void forget_written(kernel *k, void **arguments) {
     if (k->cubin) {
         forget_all(k->cubin, arguments);
         return;
     }
-    if (!__atomic_load_n(&k->classified, __ATOMIC_ACQUIRE)) classify(k);
-    sim_apply(&k->effect, arguments);
+    if (!__atomic_load_n(&k->has_pointers, __ATOMIC_ACQUIRE)) look_up_pointers(k);
+    for (uint64_t left = k->pointers; left; left &= left - 1)
+        sim_written(*(uintptr_t *)arguments[__builtin_ctzll(left)]);
 }
 
 int sim_launch(const void *host_function, void **arguments) {
@@ -207,7 +211,7 @@ int sim_launch(const void *host_function, void **arguments) {
     if (!architecture_of(k)) return SIM_NO_KERNEL_IMAGE;
     int broken = sim_fault_at_launch();
     if (broken) return broken;
-    if (arguments) apply(k, arguments);
+    if (arguments && !sim_in_operator()) forget_written(k, arguments);
     return SIM_LAUNCHED;
 }
 

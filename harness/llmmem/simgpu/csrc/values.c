@@ -19,7 +19,8 @@ typedef struct {
     size_t size;
     uint64_t written; /* grows with every write: the age of the entry */
     unsigned char *bytes; /* size bytes, or NULL for a repeated pattern */
-    unsigned char *known; /* for each of them whether it is known, or NULL: all are */
+    unsigned char *marks; /* of each of them, or NULL: all have the same */
+    unsigned char mark;
     unsigned char pattern[16];
     size_t width;
 } entry;
@@ -51,11 +52,11 @@ static size_t first_after(uintptr_t address) {
     return low;
 }
 
-static size_t held_by(const entry *e) { return e->bytes ? e->size * (e->known ? 2 : 1) : 0; }
+static size_t held_by(const entry *e) { return e->bytes ? e->size * (e->marks ? 2 : 1) : 0; }
 
 static void free_bytes(const entry *e) {
     free(e->bytes);
-    free(e->known);
+    free(e->marks);
 }
 
 static void drop(size_t from, size_t to) {
@@ -120,10 +121,13 @@ static unsigned char *copy_of(const unsigned char *data, size_t n) {
     return copy ? memcpy(copy, data, n) : NULL;
 }
 
-static void insert_bytes(uintptr_t address, const unsigned char *data, const unsigned char *known, size_t n) {
+/* Of which all have one mark, or each its own. */
+static void insert_bytes(uintptr_t address, const unsigned char *data, const unsigned char *marks, size_t n,
+                         unsigned char mark) {
     if (!n) return;
-    entry e = {.address = address, .size = n, .bytes = copy_of(data, n), .known = known ? copy_of(known, n) : NULL};
-    if (e.bytes && (e.known || !known)) {
+    entry e = {.address = address, .size = n, .mark = mark, .bytes = copy_of(data, n)};
+    if (marks) e.marks = copy_of(marks, n);
+    if (e.bytes && (e.marks || !marks)) {
         insert(e);
         return;
     }
@@ -131,9 +135,10 @@ static void insert_bytes(uintptr_t address, const unsigned char *data, const uns
     forget(address, n);
 }
 
-static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pattern, size_t width) {
+static void insert_pattern(uintptr_t address, size_t n, const unsigned char *pattern, size_t width,
+                           unsigned char mark) {
     if (!n) return;
-    entry e = {.address = address, .size = n, .width = width};
+    entry e = {.address = address, .size = n, .width = width, .mark = mark};
     memcpy(e.pattern, pattern, width);
     insert(e);
 }
@@ -156,13 +161,13 @@ static void part_of(const entry *e, uintptr_t address, unsigned char *out, size_
 /* A copy of the part [from, to) of an entry; of size 0 if there is no memory for it. */
 static entry piece_of(const entry *e, uintptr_t from, uintptr_t to) {
     size_t offset = from - e->address;
-    entry piece = {.address = from, .size = to - from, .width = e->width};
+    entry piece = {.address = from, .size = to - from, .width = e->width, .mark = e->mark};
     if (e->bytes)
         piece.bytes = copy_of(e->bytes + offset, piece.size);
     else
         part_of(e, from, piece.pattern, e->width);
-    if (e->known) piece.known = copy_of(e->known + offset, piece.size);
-    if ((e->bytes && !piece.bytes) || (e->known && !piece.known)) {
+    if (e->marks) piece.marks = copy_of(e->marks + offset, piece.size);
+    if ((e->bytes && !piece.bytes) || (e->marks && !piece.marks)) {
         free_bytes(&piece);
         piece.size = 0;
     }
@@ -186,8 +191,8 @@ static void forget(uintptr_t address, size_t n) {
     bool one = end - i == 1;
     /* Their bytes are needed for the pieces that stay. */
     bytes_held -= held_by(&first) + (one ? 0 : held_by(&last));
-    entries[i]->bytes = entries[i]->known = NULL;
-    entries[end - 1]->bytes = entries[end - 1]->known = NULL;
+    entries[i]->bytes = entries[i]->marks = NULL;
+    entries[end - 1]->bytes = entries[end - 1]->marks = NULL;
     drop(i, end);
     keep_piece(&first, first.address, address);
     keep_piece(&last, address + n, last.address + last.size);
@@ -215,12 +220,12 @@ static size_t repeated_width(const unsigned char *data, size_t n) {
     return 0;
 }
 
-static void store(uintptr_t address, const unsigned char *data, size_t n) {
+static void store(uintptr_t address, const unsigned char *data, size_t n, unsigned char mark) {
     size_t width = n > sizeof(uint64_t) ? repeated_width(data, n) : 0;
     if (width)
-        insert_pattern(address, n, data, width);
+        insert_pattern(address, n, data, width, mark);
     else if (n <= LONGEST)
-        insert_bytes(address, data, NULL, n);
+        insert_bytes(address, data, NULL, n, mark);
     else
         forget(address, n);
 }
@@ -239,41 +244,42 @@ void sim_values_forget_between(uint64_t after, uint64_t until) {
     release();
 }
 
-void sim_values_store(uintptr_t address, const void *data, size_t n) {
+void sim_values_store(uintptr_t address, const void *data, size_t n, unsigned char mark) {
     acquire();
-    store(address, data, n);
+    store(address, data, n, mark);
     release();
 }
 
 void sim_values_receive(uintptr_t address, const void *data, size_t n) {
     if (n <= LONGEST_FROM_HOST)
-        sim_values_store(address, data, n);
+        sim_values_store(address, data, n, SIM_KNOWN);
     else
         sim_values_forget(address, n);
 }
 
-/* Where the run of bytes ends that are all known, or all not. */
-static size_t end_of_run(const unsigned char *known, size_t from, size_t n) {
-    const unsigned char *end = memchr(known + from, !known[from], n - from);
-    return end ? (size_t)(end - known) : n;
+/* Where the run of bytes of one mark ends. */
+static size_t end_of_run(const unsigned char *marks, size_t from, size_t n) {
+    size_t to = from + 1;
+    while (to < n && marks[to] == marks[from]) to++;
+    return to;
 }
 
-void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *known, size_t n) {
+void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *marks, size_t n) {
     size_t runs = 0;
-    for (size_t from = 0; from < n && runs <= MOST_RUNS; from = end_of_run(known, from, n)) runs++;
+    for (size_t from = 0; from < n && runs <= MOST_RUNS; from = end_of_run(marks, from, n)) runs++;
     acquire();
     forget(address, n);
-    if (runs > MOST_RUNS && n <= LONGEST) insert_bytes(address, data, known, n);
+    if (runs > MOST_RUNS && n <= LONGEST) insert_bytes(address, data, marks, n, SIM_KNOWN);
     for (size_t from = 0, to; from < n && runs <= MOST_RUNS; from = to) {
-        to = end_of_run(known, from, n);
-        if (known[from]) store(address + from, (const unsigned char *)data + from, to - from);
+        to = end_of_run(marks, from, n);
+        if (marks[from]) store(address + from, (const unsigned char *)data + from, to - from, marks[from]);
     }
     release();
 }
 
-void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width) {
+void sim_values_fill(uintptr_t address, size_t n, const void *pattern, size_t width, unsigned char mark) {
     acquire();
-    insert_pattern(address, n, pattern, width);
+    insert_pattern(address, n, pattern, width, mark);
     release();
 }
 
@@ -283,20 +289,20 @@ static void overlap(const entry *e, uintptr_t address, size_t n, uintptr_t *from
     *to = e->address + e->size < address + n ? e->address + e->size : address + n;
 }
 
-void sim_values_read(uintptr_t address, void *out, unsigned char *known, size_t n) {
+void sim_values_read(uintptr_t address, void *out, unsigned char *marks, size_t n) {
     acquire();
     memset(out, 0, n);
-    if (known) memset(known, 0, n);
+    if (marks) memset(marks, SIM_NO_VALUE, n);
     for (size_t i = first_after(address); i < count && entries[i]->address < address + n; i++) {
         uintptr_t from, to;
         overlap(entries[i], address, n, &from, &to);
         const entry *e = entries[i];
         part_of(e, from, (unsigned char *)out + (from - address), to - from);
-        if (!known) continue;
-        if (e->known)
-            memcpy(known + (from - address), e->known + (from - e->address), to - from);
+        if (!marks) continue;
+        if (e->marks)
+            memcpy(marks + (from - address), e->marks + (from - e->address), to - from);
         else
-            memset(known + (from - address), 1, to - from);
+            memset(marks + (from - address), e->mark, to - from);
     }
     release();
 }
@@ -333,15 +339,16 @@ static bool repeats(const entry *e, uintptr_t address, size_t n, size_t width) {
     return e->address <= address && e->address + e->size >= address + n && !e->bytes && width % e->width == 0;
 }
 
-sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value) {
+sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value, bool *guessed) {
     acquire();
     size_t i = first_after(address);
     sim_knowledge answer = SIM_UNKNOWN;
     if (i < count && entries[i]->address < address + n) {
         const entry *e = entries[i];
         bool whole = e->address <= address && e->address + e->size >= address + n;
-        answer = repeats(e, address, n, width) || (whole && !e->known && n == width) ? SIM_CONSTANT : SIM_VARIED;
+        answer = repeats(e, address, n, width) || (whole && !e->marks && n == width) ? SIM_CONSTANT : SIM_VARIED;
         *value = 0;
+        *guessed = e->mark == SIM_GUESSED;
         if (answer == SIM_CONSTANT) part_of(e, address, (unsigned char *)value, width);
     }
     release();

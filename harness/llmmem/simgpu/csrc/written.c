@@ -1,0 +1,14 @@
+#include "written.h"
+
+#include "blocks.h"
+#include "values.h"
+
+/* How far a kernel writes is not known: to the end of what it was given at most. */
+void sim_written(uintptr_t address) {
+    if (!sim_is_device_address(address)) return;
+    uintptr_t end = sim_block_end(address);
+    if (end)
+        sim_values_forget(address, end - address);
+    else
+        sim_values_forget_at(address);
+}

@@ -1,0 +1,118 @@
+"""How values on a device are followed where no kernel runs: one table for the simulated GPU and the trace.
+
+Where the device inputs of an operator of PyTorch are known, the operator's own CPU kernel gives the
+values of its outputs. This table says what holds for the operators where that is not enough: which of
+them only view memory, and what follows from values that are not known.
+
+- *Numbers are finite.* What is not known is neither infinite nor NaN, and equals nothing but itself.
+- *Numbers read as zero*, so an order comparison takes zero in their place.
+- *Choices are valid.* An operator that picks indices by scores that are not known picks them evenly:
+  row ``i`` of ``k`` picks out of ``n`` has ``(n // 2 + i * k + j) % n`` for its pick ``j``.
+- *All* of an unknown mask is true, and *any* of it is false.
+
+A value that came about in one of the last three ways is a *guess*, and so is all that follows from it.
+
+The builder of the simulated GPU writes the table into a header of C (`llmmem.simgpu.builder`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, TypeAlias, get_args
+
+from llmmem.errors import InputError
+
+__all__ = [
+    "CHOICES_VARIABLE",
+    "MOST_FLOAT_BYTES",
+    "MOST_INTEGER_BYTES",
+    "RULES",
+    "Choices",
+    "Rule",
+    "choices_setting",
+]
+
+#: Bytes of a tensor whose values are followed, at most: of whole numbers and booleans, and of floats.
+MOST_INTEGER_BYTES = 32 << 20
+MOST_FLOAT_BYTES = 8 << 10
+
+#: How indices are picked by unknown scores: spread evenly over all, or the same for all rows.
+Choices: TypeAlias = Literal["even", "same"]
+CHOICES_VARIABLE = "LLMMEM_CHOICES"
+
+Rule: TypeAlias = Literal[
+    "ignore",  # gives memory without values, or a view of its input
+    "constant",  # gives one value all along, whatever its input holds
+    "read",  # gives the value to the host
+    "copy",  # copies, between host and device too
+    "move",  # moves elements, those that are known beside those that are not
+    "equal",  # compares for equality, which unknown values never are, ...
+    "unequal",  # ... or the other way round
+    "order",  # compares by size
+    "finite",  # is false of every number that is finite
+    "shift",  # adds or subtracts: what is huge stays that
+    "weigh",  # gives weights, zero for scores that are masked
+    "any",
+    "all",
+    "pick",  # gives picks along a dimension as its last output, one for a row ...
+    "picks",  # ... or several
+    "draw",  # draws whole numbers from a range
+    "permute",  # gives a permutation
+    "random",  # gives numbers that are never known
+    "places",  # gives as many rows as are true
+    "unique",  # gives as many elements as differ
+    "same",  # tells the host whether two tensors are equal
+]
+
+#: By the names of operators without namespace and overload; all others are plain.
+RULES: dict[str, Rule] = {
+    name: rule
+    for rule, names in {
+        "ignore": "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ "
+        "set_ detach detach_ alias view _unsafe_view reshape _reshape_alias as_strided expand "
+        "permute transpose t select slice split split_with_sizes chunk unbind squeeze unsqueeze "
+        "narrow diagonal unfold movedim swapaxes view_as flatten unflatten record_stream "
+        "requires_grad_ is_pinned pin_memory _pin_memory _has_compatible_shallow_copy_type "
+        "contiguous lift lift_fresh resolve_conj resolve_neg squeeze_ unsqueeze_ transpose_ t_ "
+        "as_strided_ numpy_T data _assert_async _assert_tensor_metadata",
+        "constant": "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full "
+        "zero_ fill_ zero fill",
+        "read": "_local_scalar_dense",
+        "copy": "copy_ _to_copy _copy_from",
+        "move": "cat clone gather index index_select where masked_fill flip roll repeat "
+        "constant_pad_nd tril triu",
+        "equal": "eq isin isclose",
+        "unequal": "ne",
+        "order": "lt le gt ge",
+        "finite": "isnan isinf isposinf isneginf",
+        "shift": "add sub add_ sub_",
+        "weigh": "_softmax",
+        "any": "any",
+        "all": "all",
+        "pick": "argmax argmin max min median nanmedian mode kthvalue",
+        "picks": "topk sort argsort multinomial",
+        "draw": "randint randint_like random_ random",
+        "permute": "randperm",
+        "random": "rand randn rand_like randn_like normal normal_ uniform_ exponential_ bernoulli "
+        "bernoulli_ cauchy_ geometric_ log_normal_ poisson dropout native_dropout _fused_dropout",
+        "places": "nonzero",
+        "same": "equal",
+        "unique": "_unique _unique2 unique_dim unique_consecutive unique_dim_consecutive",
+    }.items()
+    for name in names.split()
+}  # type: ignore[misc]
+
+
+def choices_setting() -> Choices:
+    """How indices are picked by unknown scores, as ``LLMMEM_CHOICES`` says; default ``even``.
+
+    Raises:
+        InputError: The variable has another value.
+    """
+    text = os.environ.get(CHOICES_VARIABLE) or "even"
+    for choices in get_args(Choices):
+        if text == choices:
+            return choices
+    raise InputError(
+        f"invalid {CHOICES_VARIABLE} {text!r}: give {' or '.join(map(repr, get_args(Choices)))}"
+    )
