@@ -48,6 +48,7 @@ class Gate:
         self._marked = item.get_closest_marker("max_vram") is not None
         self._uses_fixture = "vram" in getattr(item, "fixturenames", ())
         self._allocations = _allocations()
+        self._guesses_before = session.guess_clock()
         self._window: Window | None = None
         self._open = ExitStack()
         self._records: list[Record] = []
@@ -194,6 +195,8 @@ class Gate:
             notes.append(SIMULATED_VALUES)
         for note in notes:
             error.add_note(f"llmmem: {note}")
+        for note in self._session.guesses(self._guesses_before):
+            error.add_note(f"llmmem: this may follow from {note}")
 
     def _has_allocated(self) -> bool:
         return _allocations() != self._allocations

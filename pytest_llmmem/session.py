@@ -109,6 +109,24 @@ class Session:
 
         return capped(gpu, self.index or 0)
 
+    def guess_clock(self) -> int:
+        """How often tests in this process have read a value that is not known, so far."""
+        if not self.simulated:
+            return 0
+        from llmmem import simgpu
+
+        simulated = simgpu.active()
+        return 0 if simulated is None else simulated.guesses.clock
+
+    def guesses(self, since: int) -> tuple[str, ...]:
+        """What to say of the values that were guessed since then (`guess_clock`)."""
+        if not self.simulated:
+            return ()
+        from llmmem import simgpu
+
+        simulated = simgpu.active()
+        return () if simulated is None else simulated.guesses.notes(since)
+
     def versions(self) -> Mapping[str, str | None]:
         """Versions of the libraries and of the driver."""
         if self._versions is None:

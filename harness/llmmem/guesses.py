@@ -7,6 +7,7 @@ boolean that follows from them, the figures that it leads to are those of one wa
 from __future__ import annotations
 
 import sysconfig
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from llmmem.value_rules import choices_setting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 __all__ = ["GUESS", "Guess", "Guesses", "guess"]
@@ -79,6 +81,22 @@ class Guesses:
             f"{GUESS} sizes or branches follow from values that are not computed, read at "
             f"{', '.join(places[:MOST_NAMED])}{also}; choices by unknown scores are {how}",
         )
+
+
+    @contextmanager
+    def told_with_errors(self) -> Iterator[None]:
+        """An error that is raised inside may follow from a guess: then it says so."""
+        clock = self.clock
+        try:
+            yield
+        except Exception as error:
+            self.annotate(error, clock)
+            raise
+
+    def annotate(self, error: BaseException, since: int = 0) -> None:
+        """Tell beside an error of the program which guesses it may follow from (`notes`)."""
+        for note in self.notes(since):
+            error.add_note(f"llmmem: this may follow from {note}")
 
 
 def guess(operator: str, frame: FrameType | None) -> Guess:

@@ -49,6 +49,7 @@ Rule: TypeAlias = Literal[
     "equal",  # compares for equality, which unknown values never are, ...
     "unequal",  # ... or the other way round
     "order",  # compares by size
+    "unscale",  # divides by a scale, and notes numbers that are not finite: there are none
     "finite",  # is false of every number that is finite
     "shift",  # adds or subtracts: what is huge stays that
     "weigh",  # gives weights, zero for scores that are masked
@@ -85,6 +86,7 @@ RULES: dict[str, Rule] = {
         "unequal": "ne",
         "order": "lt le gt ge",
         "finite": "isnan isinf isposinf isneginf",
+        "unscale": "_amp_foreach_non_finite_check_and_unscale_",
         "shift": "add sub add_ sub_",
         "weigh": "_softmax",
         "any": "any",

@@ -160,7 +160,16 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
         return _refused(error)
     except Exception as error:  # models and libraries may raise anything
         traceback.print_exc()
-        return {"raised": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return {"raised": "; ".join((text, *_guesses()))}
+
+
+def _guesses() -> tuple[str, ...]:
+    """What an error may follow from: values that are not computed."""
+    from llmmem import simgpu
+
+    simulated = simgpu.active()
+    return () if simulated is None else simulated.guesses.notes()
 
 
 def _refused(error: InputError | UnsupportedError) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def in_place() -> Any:
 
     x = torch.full((1000,), 3.0, device="cuda")
     x.exp_()
+    x.uniform_()
     y = torch.full((1000,), 3, device="cuda")
     y.bitwise_left_shift_(torch.ones_like(y))
     return [sorted(set(x.tolist())), sorted(set(y.tolist()))]

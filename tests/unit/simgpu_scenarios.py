@@ -424,8 +424,8 @@ def values_from_the_host() -> Any:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).cuda()
     noise = torch.randn(1000, device="cuda").softmax(-1)
     del noise
-    overwritten = torch.tensor([3, 5]).cuda()
-    overwritten.random_(0, 2)
+    overwritten = torch.tensor([3.0, 5.0]).cuda()
+    overwritten.normal_()
     return {
         "sent": sent.tolist(),
         "clone": sent.clone().tolist(),

@@ -66,29 +66,16 @@ def test_whole_numbers_and_masks_read_as_they_are(program: Callable[[str], list[
     assert seen == program("cpu")
 
 
-def test_what_is_drawn_on_the_device_is_not_known() -> None:
+def test_numbers_that_are_drawn_on_the_device_are_not_known() -> None:
     seen: list[Any] = []
 
     def function() -> None:
         ids = torch.arange(1, 9).to("cuda")
-        drawn = torch.randint(1, 9, (8,), device="cuda")
-        seen.extend([(ids + drawn).sum().item(), ids.sum().item()])
-        ids.random_(1, 9)
-        seen.append(ids.sum().item())
+        noise = torch.rand(8, device="cuda") * 9
+        seen.extend([(ids + noise).sum().item(), noise.long().tolist(), ids.sum().item()])
 
     assert llmmem.estimate(function, "l40s").outcome == "ok"
-    assert seen == [0, 36, 0]
-
-
-def test_an_estimate_says_where_a_mask_that_is_not_known_picks_something() -> None:
-    def pick(mask: torch.Tensor) -> None:
-        torch.randn(64, device="cuda")[mask].sum()
-
-    known = llmmem.estimate(lambda: pick((torch.arange(64) > 7).cuda()), "l40s")
-    unknown = llmmem.estimate(lambda: pick(torch.randn(64, device="cuda") > 0), "l40s")
-    assumption = "masks that the step computes pick nothing"
-    assert assumption not in known.assumptions
-    assert assumption in unknown.assumptions
+    assert seen == [0, 8 * [0], 36]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="kernels of Triton need triton")

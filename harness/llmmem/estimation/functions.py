@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["is_trainer", "trace_function", "trace_trainer"]
 
 ASSUMPTIONS = (
-    "read from the device: whole numbers and masks of the host as they are, else 0 and true",
+    "read from the device: what follows from values of the host and constants, else zero",
     "torch.compile left out: all runs eagerly",
 )
 
@@ -87,7 +87,7 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
 
     try:
         observer = TraceObserver(_tracer(gpu))
-        with _as_on_gpu(observer):
+        with observer.tracer.guesses.told_with_errors(), _as_on_gpu(observer):
             outcome, message = outcome_of(step, observer.tracer)
     except UnsupportedError as error:
         return Trace("unsupported", str(error), Peaks(), assumptions=tuple(assumed))

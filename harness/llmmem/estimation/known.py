@@ -67,6 +67,7 @@ class KnownValues:
 
     def __init__(self) -> None:
         self._flat: dict[int, Values] = {}  # of each storage, in one dimension
+        self._operators: dict[int, _Operator] = {}  # by id, which takes less than a hash does
         self._are_picks_even = choices_setting() == "even"
 
     def of(self, tensor: Tensor) -> Tensor | None:
@@ -102,9 +103,6 @@ class KnownValues:
             return
         fills = tensor.numel() == count
         if fills and given.marks is None and _is_constant(given.values):
-            if tensor.is_floating_point() and not _is_small(tensor):
-                self.forget(storage._cdata)
-                return
             one = given.values if given.values.dim() == 0 else given.values.flatten()[0]
             self._flat[storage._cdata] = Values(one.to(tensor.dtype, copy=True), given.mark)
             return
@@ -131,12 +129,17 @@ class KnownValues:
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Do on the host what the operator has done on the meta device."""
-        operator = _operator(func)
-        if operator.rule == "ignore":
+        operator = self._operators.get(id(func)) or self._look_at(func)
+        if operator.is_ignored:
             return
         if type(out) is Tensor and not operator.is_mutable and not _is_small(out):
-            if not (operator.may_be_constant and out.is_meta):
+            if not operator.may_be_constant:
                 return
+            if out.is_floating_point() and not self._may_be_known(operator, args):
+                return
+        if operator.rule == "unscale":
+            self._write_arguments(operator, args[:1], {}, None)
+            return
         found = self._answers(operator, args, kwargs, out)
         outs = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
         if operator.is_mutable:
@@ -153,6 +156,21 @@ class KnownValues:
         except _UnknownError:
             return None
         return called[0] if called else None
+
+    def _look_at(self, func: Any) -> _Operator:
+        operator = self._operators[id(func)] = _operator(func)  # which keeps it, and so its id
+        return operator
+
+    def _may_be_known(self, operator: _Operator, args: tuple[Any, ...]) -> bool:
+        """Whether something can be said of large floats: of constants, and of what a number shifts."""
+        if operator.rule == "shift":
+            return not (isinstance(args[1], Tensor) and args[1].dim())
+        for value in args:
+            if isinstance(value, Tensor) and value.is_meta and value.dim():
+                found = self._flat.get(value.untyped_storage()._cdata)
+                if found is None or found.values.dim():
+                    return False
+        return True
 
     def _answers(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
@@ -186,9 +204,9 @@ class KnownValues:
     ) -> _Knowledge:
         some_unknown = some_known = False
         none_on_device = True
-        values = (*args[1:], *kwargs.values()) if operator.overwrites else (*args, *kwargs.values())
+        values = [*args, *(value for name, value in kwargs.items() if name not in operator.outs)]
         if operator.overwrites:
-            none_on_device = not args[0].is_meta
+            none_on_device = not values.pop(0).is_meta
         for tensor in _tensors_in(values):
             if not tensor.is_meta:
                 continue
@@ -202,7 +220,7 @@ class KnownValues:
 
     def _call(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], *, zeros: bool
-    ) -> list[Values | None] | None:
+    ) -> list[Any] | None:
         """The outputs (or what is written to) by the CPU's kernel.
 
         Raises:
@@ -210,7 +228,7 @@ class KnownValues:
         """
         taken = _Taken(self, zeros)
         given = [taken.argument(operator, i, value) for i, value in enumerate(args)]
-        named = {name: taken.value(value) for name, value in kwargs.items()}
+        named = {name: taken.keyword(operator, name, value) for name, value in kwargs.items()}
         if taken.is_large:
             if not (taken.is_constant and operator.may_be_constant) or operator.is_mutable:
                 return None
@@ -220,9 +238,10 @@ class KnownValues:
         except (RuntimeError, NotImplementedError, IndexError):
             return None
         if operator.is_mutable:
+            values = (*given, *(named.get(name) for name in operator.names[len(given) :]))
             return [
-                Values(value, taken.mark) if written else None
-                for value, written in zip(given, operator.written, strict=False)
+                taken.outcome(value) if written else None
+                for value, written in zip(values, operator.written, strict=True)
             ]
         outs = out if isinstance(out, tuple | list) else (out,)
         return [Values(item, taken.mark) if isinstance(item, Tensor) else None for item in outs]
@@ -232,18 +251,20 @@ class KnownValues:
         operator: _Operator,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        found: Sequence[Values | None] | None,
+        found: Sequence[Any] | None,
     ) -> None:
         for i, name in enumerate(operator.names):
-            if not operator.written[i]:
-                continue
             target = args[i] if i < len(args) else kwargs.get(name)
+            if not operator.written[i] or target is None:
+                continue
             values = found[i] if found and i < len(found) else None
-            for tensor in _tensors_in((target,)):
-                if not tensor.is_meta:
+            listed = target if isinstance(target, list | tuple) else (target,)
+            known = values if isinstance(values, list) else len(listed) * [values]
+            for tensor, given in zip(listed, known, strict=True):
+                if not isinstance(tensor, Tensor) or not tensor.is_meta:
                     continue
-                if values is not None:
-                    self.write(tensor, values)
+                if given is not None:
+                    self.write(tensor, given)
                 elif self._flat:
                     self._forget_part(tensor)
 
@@ -336,7 +357,9 @@ class KnownValues:
         for name, value in zip(operator.names, args, strict=False):
             if name in PLACES or not (isinstance(value, Tensor) or _is_list_of_tensors(value)):
                 values.append(taken.value(value))
+                # What fills or pads is known.
                 marks.append(KNOWN if name == "value" else values[-1])
+                is_any = is_any or name == "value"
                 continue
             items = value if isinstance(value, list | tuple) else [value]
             parts = [self._part(item) for item in items]
@@ -496,8 +519,12 @@ class _Taken:
 
     def argument(self, operator: _Operator, position: int, value: Any) -> Any:
         """A positional argument; what is written to is a copy."""
-        if not (isinstance(value, Tensor) and value.is_meta and operator.written[position]):
+        if not operator.written[position]:
             return self.value(value)
+        if isinstance(value, list | tuple):
+            return [self.argument(operator, position, item) for item in value]
+        if not (isinstance(value, Tensor) and value.is_meta):
+            return value
         if not _is_small(value):
             raise _UnknownError
         if position == 0 and operator.overwrites:
@@ -511,6 +538,20 @@ class _Taken:
         if isinstance(value, tuple | list):
             return [self.value(item) for item in value]
         return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    def keyword(self, operator: _Operator, name: str, value: Any) -> Any:
+        """A keyword argument; what is written to (``out=``) is only that."""
+        if name in operator.outs and isinstance(value, Tensor) and value.is_meta:
+            if not _is_small(value):
+                raise _UnknownError
+            return torch.empty(value.shape, dtype=value.dtype)
+        return self.value(value)
+
+    def outcome(self, value: Any) -> Any:
+        """What an argument has become."""
+        if isinstance(value, list):
+            return [self.outcome(item) for item in value]
+        return Values(value, self.mark) if isinstance(value, Tensor) else None
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         found = self._known.look_up(tensor)
@@ -535,6 +576,8 @@ class _Operator:
     rule: Rule | str
     names: tuple[str, ...]
     written: tuple[bool, ...]
+    outs: frozenset[str]
+    is_ignored: bool
     is_mutable: bool
     overwrites: bool
     may_be_constant: bool
@@ -559,6 +602,8 @@ def _operator(func: Any) -> _Operator:
         rule=rule,
         names=tuple(argument.name for argument in arguments),
         written=tuple(bool(argument.is_write) for argument in arguments),
+        outs=frozenset(a.name for a in arguments if a.is_write and a.kwarg_only),
+        is_ignored=rule == "ignore",
         is_mutable=func._schema.is_mutable,
         overwrites=name in OVERWRITING,
         may_be_constant=torch.Tag.pointwise in func.tags or rule in ("any", "all", "finite", "constant"),

@@ -38,6 +38,7 @@ def join() -> None:
         from llmmem.measurement.gauges import before_resets
 
         resets.enter_context(before_resets(note))
+    sys.excepthook = _told_with_guesses(gpu, sys.excepthook)
     atexit.register(resets.close)
     atexit.register(note)
     # The ends that pass atexit by; multiprocessing ends its forked processes with the first.
@@ -62,6 +63,17 @@ def _note(gpu: SimulatedGpu, account: Account) -> None:
         out_of_memory += stats.get("num_ooms", 0)
     if out_of_memory:
         account.note_failure(_last_words() or f"PyTorch ran out of memory {out_of_memory} times")
+
+
+def _told_with_guesses(gpu: SimulatedGpu, hook: Callable[..., object]) -> Callable[..., object]:
+    """The hook for an exception that ends the program, which may follow from a guess."""
+
+    @wraps(hook)
+    def told(kind: type[BaseException], error: BaseException, traceback: Any) -> object:
+        gpu.guesses.annotate(error)
+        return hook(kind, error, traceback)
+
+    return told
 
 
 def _last_words() -> str | None:

@@ -218,11 +218,13 @@ void write(const Tensor &t, Host host) {
         forget(t);
         return;
     }
+    if (!host.marks.defined() && is_constant(host.values) && is_dense(t)) {
+        Tensor one = host.values.as_strided({}, {}).to(t.scalar_type());
+        sim_values_fill(address_of(t), n, one.const_data_ptr(), width, mark_of(host.state));
+        return;
+    }
     if (host.values.scalar_type() != t.scalar_type()) host.values = host.values.to(t.scalar_type());
-    bool is_whole = c10::isIntegralType(t.scalar_type(), true);
-    if (!host.marks.defined() && is_constant(host.values) && is_dense(t) && (is_whole || is_small(t)))
-        sim_values_fill(address_of(t), n, host.values.const_data_ptr(), width, mark_of(host.state));
-    else if (!is_small(t))
+    if (!is_small(t))
         forget(t);
     else if (host.marks.defined() || !is_dense(t))
         write_each(t, host.values, host.marks.defined() ? host.marks : at::full({}, mark_of(host.state), at::kByte));
@@ -493,6 +495,7 @@ Parts taken_apart(const Operator &op, c10::ArrayRef<const IValue> inputs) {
             parts.values.push_back(same);
             /* What pads or fills is known, and marks are bytes. */
             bool fills = name == "value" && value.isScalar();
+            parts.any |= fills;
             bool is_type = name == "dtype" && value.isInt();
             parts.marks.push_back(fills ? IValue(int64_t{SIM_KNOWN}) : is_type ? IValue(static_cast<int64_t>(c10::kByte)) : same);
         } else if (value.isTensor()) {
@@ -774,6 +777,7 @@ Plan followed(const Operator &op, c10::ArrayRef<const IValue> inputs, const Inpu
     switch (op.rule) {
         case Rule::random_: return nullptr;
         case Rule::constant_: return fill(op, inputs);
+        case Rule::unscale_: each_tensor(inputs[0], forget); return planned(op, State::unknown);
         case Rule::draw_:
         case Rule::permute_: return draw(op, inputs);
         case Rule::places_:
