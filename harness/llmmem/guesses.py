@@ -82,7 +82,6 @@ class Guesses:
             f"{', '.join(places[:MOST_NAMED])}{also}; choices by unknown scores are {how}",
         )
 
-
     @contextmanager
     def told_with_errors(self) -> Iterator[None]:
         """An error that is raised inside may follow from a guess: then it says so."""

@@ -308,7 +308,9 @@ class KnownValues:
         values = low + (n // 2 + torch.arange(out.numel())) % n
         return [Values(values.view(out.shape).to(out.dtype), GUESSED)]
 
-    def _compare(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _compare(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         """What is not known equals nothing but itself."""
         differs = operator.rule == "unequal"
         left, right = args[:2]
@@ -326,13 +328,17 @@ class KnownValues:
         values = operator.func(*map(_values, parts), *args[len(parts) :])
         return [Values(values.masked_fill(unknown, differs), GUESSED)]
 
-    def _order(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _order(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         return self._call(operator, args, kwargs, zeros=True)
 
     def _finite(self, *_: Any) -> Any:
         return [_constant(False)]
 
-    def _quantify(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _quantify(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         """Of what is not known, none is any, and all are."""
         is_all = operator.rule == "all"
         if not seen.some_known:
@@ -341,7 +347,9 @@ class KnownValues:
         values = part.values.ne(0).masked_fill(_marks(part).eq(UNKNOWN), is_all)
         return [Values(operator.func(values, *args[1:], **kwargs), GUESSED)]
 
-    def _convert(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _convert(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         """To a boolean, what equals nothing is not zero."""
         is_bool = isinstance(out, Tensor) and out.dtype is torch.bool
         if operator.is_mutable or not is_bool or args[0].dtype is torch.bool:
@@ -372,7 +380,9 @@ class KnownValues:
         moved = operator.func(*marks)
         return [_summed_up(operator.func(*values, **kwargs), moved)]
 
-    def _shift(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _shift(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         """A sum with what is huge is that; of other numbers both have to be known."""
         left, right = args[:2]
         number = self._number(right)
@@ -396,7 +406,9 @@ class KnownValues:
             return None
         return [_summed_up(operator.func(*map(_values, parts), **kwargs), marks)]
 
-    def _weigh(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
+    def _weigh(
+        self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
+    ) -> Any:
         """The weight of what is masked is zero."""
         found = self.look_up(args[0]) if _is_small(args[0]) else None
         if found is None or found.marks is None:
@@ -606,7 +618,8 @@ def _operator(func: Any) -> _Operator:
         is_ignored=rule == "ignore",
         is_mutable=func._schema.is_mutable,
         overwrites=name in OVERWRITING,
-        may_be_constant=torch.Tag.pointwise in func.tags or rule in ("any", "all", "finite", "constant"),
+        may_be_constant=torch.Tag.pointwise in func.tags
+        or rule in ("any", "all", "finite", "constant"),
     )
 
 
@@ -631,7 +644,9 @@ def _is_same(left: Tensor, right: Tensor) -> bool:
 
 
 def _is_constant(values: Tensor) -> bool:
-    return all(size <= 1 or not stride for size, stride in zip(values.shape, values.stride(), strict=True))
+    return all(
+        size <= 1 or not stride for size, stride in zip(values.shape, values.stride(), strict=True)
+    )
 
 
 def _one_of(value: Any) -> Any:
