@@ -84,6 +84,7 @@ class Window:
         self._wants_places = places
         self._places: PlaceRecorder | None = None
         self._allocations = 0
+        self._early_answers = 0
         self._held_before: Mapping[int, Peaks] = {}
         self._peaks: dict[int, Peaks] = {}
         self._measurement: Measurement | None = None
@@ -117,6 +118,7 @@ class Window:
         """Begin to measure."""
         release_cached_memory()
         self._allocations = allocations()
+        self._early_answers = early_answers()
         is_only = _counters.add(self)
         self._held_before = _counters.held()
         if self._wants_places and is_only and cuda_in_use():
@@ -159,7 +161,7 @@ class Window:
             touched=self._touched(),
             places=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
-            notes=_notes(peaks),
+            notes=_notes(peaks, self._early_answers),
         )
 
     def _touched(self) -> bool:
@@ -300,9 +302,15 @@ def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
     return "measured" if simgpu.active() is None else "modelled"
 
 
-def _notes(peaks: Peaks) -> tuple[str, ...]:
+def early_answers() -> int:
+    """`SimulatedGpu.early_answers` of this process."""
     simulated = simgpu.active()
-    notes = () if simulated is None else simulated.notes
+    return 0 if simulated is None else simulated.early_answers
+
+
+def _notes(peaks: Peaks, early_answers: int) -> tuple[str, ...]:
+    simulated = simgpu.active()
+    notes = () if simulated is None else simulated.notes_since(early_answers)
     if peaks.process is None:
         hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
         return (*notes, hidden)

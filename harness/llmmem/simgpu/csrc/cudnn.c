@@ -7,6 +7,7 @@
  */
 #include "account.h"
 #include "effects.h"
+#include "streams.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +64,7 @@ int cudnnCreate(void **created) {
 
 int cudnnSetStream(handle *h, void *stream) {
     h->stream = stream;
+    sim_submit(stream); /* it is set before a routine is called */
     return SUCCESS;
 }
 

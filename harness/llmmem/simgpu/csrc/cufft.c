@@ -6,6 +6,7 @@
  * 127 go through Bluestein's algorithm and are taken to need the most. */
 #include "account.h"
 #include "effects.h"
+#include "streams.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -92,7 +93,7 @@ int cufftSetWorkArea(int handle, void *area) {
 }
 
 int cufftSetStream(int handle, void *stream) {
-    (void)stream;
+    sim_submit(stream); /* it is set before a transform */
     acquire();
     plan *p = find(handle);
     release();

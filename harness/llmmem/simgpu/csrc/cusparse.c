@@ -6,6 +6,7 @@
  * need a second copy of what it sorts; all others are taken to need none. */
 #include "account.h"
 #include "effects.h"
+#include "streams.h"
 
 #include <stdlib.h>
 
@@ -55,6 +56,7 @@ int cusparseCreate(void **created) {
 
 int cusparseSetStream(handle *h, void *stream) {
     h->stream = stream;
+    sim_submit(stream); /* it is set before a routine is called */
     return SUCCESS;
 }
 
