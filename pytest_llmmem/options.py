@@ -12,6 +12,7 @@ from llmmem.devices import ACCEPTED_DEVICES, Device, parse_device
 from llmmem.errors import InputError
 from llmmem.report import check_report_path
 from llmmem.simgpu.faults import Faults, faults_from_environment
+from llmmem.simgpu.side_streams import SideStreams, side_streams_from_environment
 from llmmem.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Options:
         require_gpu: Whether only what was measured on a real GPU will do.
         max_vram_bytes: Limit for tests without a marker.
         faults: What is to go wrong on simulated GPUs.
+        side_streams: When work on their side streams ends.
     """
 
     reports: tuple[Path, ...] = ()
@@ -90,6 +92,7 @@ class Options:
     require_gpu: bool = False
     max_vram_bytes: int | None = None
     faults: Faults = NO_FAULTS
+    side_streams: SideStreams = "early"
 
     @classmethod
     def read(cls, namespace: argparse.Namespace, config: pytest.Config) -> Options:
@@ -111,7 +114,8 @@ class Options:
             device=given.value("device", parse_device, cls.device),
             require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
             max_vram_bytes=given.value("max_vram", _parse_limit, cls.max_vram_bytes),
-            faults=_read_faults(),
+            faults=_from_environment(faults_from_environment),
+            side_streams=_from_environment(side_streams_from_environment),
         )
         if options.require_gpu and options.device.kind in ("sim", "estimate"):
             raise pytest.UsageError(
@@ -132,6 +136,8 @@ class Options:
             parts.insert(0, f"device {self.device}{simulated}")
         if self.faults != NO_FAULTS:
             parts.append(f"faults on demand: {self.faults}")
+        if self.side_streams != "early":
+            parts.append(f"side streams: {self.side_streams}")
         return ", ".join(parts)
 
 
@@ -173,9 +179,9 @@ class _Given:
         return next((layer for layer in layers if layer[0] is not None), (None, option))
 
 
-def _read_faults() -> Faults:
+def _from_environment(read: Callable[[], Value]) -> Value:
     try:
-        return faults_from_environment()
+        return read()
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -20,6 +20,7 @@ from llmmem.devices import Device, parse_device
 from llmmem.errors import InputError, LlmmemError, UnsupportedError
 from llmmem.results import Estimate, RunResult
 from llmmem.simgpu.faults import faults_from_environment
+from llmmem.simgpu.side_streams import side_streams_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from llmmem.results import Outcome, Source
     from llmmem.setups import Setup
+    from llmmem.simgpu.side_streams import SideStreams
 
 __all__ = ["DEFAULT_TIMEOUT", "Runner", "resolve_device", "run"]
 
@@ -87,8 +89,8 @@ class Runner:
                 the device has more, and its outcome is ``oom`` past it. Kernels stay the device's.
 
         Raises:
-            InputError: The setup or the card names something that does not exist, or the faults
-                that ``LLMMEM_SIMULATED_FAULTS`` asks for are not valid.
+            InputError: The setup or the card names something that does not exist, or
+                ``LLMMEM_SIMULATED_FAULTS`` or ``LLMMEM_SIDE_STREAMS`` is not valid.
             UnsupportedError: The device only estimates.
         """
         faults = faults_from_environment()
@@ -160,8 +162,11 @@ class Runner:
         return RunResult(setup, str(self.device), source, outcome, message)
 
     def _ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        side_streams = side_streams_from_environment()
+        if self._worker is not None and self._worker.side_streams != side_streams:
+            self.close()  # a worker has what was asked for when it started
         if self._worker is None:
-            self._worker = _Worker(self.device)
+            self._worker = _Worker(self.device, side_streams)
         try:
             reply = self._worker.ask(job)
         except BaseException:
@@ -178,12 +183,16 @@ class Runner:
 class _Worker:
     """A worker process: takes a job, gives a reply, and keeps what it printed.
 
+    Attributes:
+        side_streams: When work on side streams of its simulated GPUs ends.
+
     Raises:
         InputError: The faults that the environment asks for are not valid.
         UnsupportedError: The device cannot work on this machine.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, side_streams: SideStreams) -> None:
+        self.side_streams = side_streams
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llmmem.worker", str(device)],

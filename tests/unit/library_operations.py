@@ -292,8 +292,8 @@ def _wait_while_capturing() -> None:
 def _message(operation: Callable[[], Any]) -> str:
     try:
         operation()
-    except RuntimeError as error:
-        return str(error)
+    except RuntimeError as error:  # what ends a capture fails too, once something in it has failed
+        return f"{error}\n{error.__context__ or ''}"
     return ""
 
 

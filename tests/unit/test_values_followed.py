@@ -16,7 +16,7 @@ from llmmem import simgpu
 from llmmem.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
-import value_programs  # noqa: E402
+import value_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

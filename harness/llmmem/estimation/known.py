@@ -299,7 +299,7 @@ class KnownValues:
     ) -> list[Values | None] | None:
         if not isinstance(out, Tensor) or not out.is_meta:
             return None
-        bound = {name: value for name, value in zip(operator.names, args, strict=False)} | kwargs
+        bound = dict(zip(operator.names, args, strict=False)) | kwargs
         low = bound.get("low", bound.get("from")) or 0
         high = bound.get("high", bound.get("to"))
         if operator.rule == "permute":
@@ -604,9 +604,8 @@ def _operator(func: Any) -> _Operator:
     name = func._schema.name.partition("::")[2]
     arguments = func._schema.arguments
     rule: Rule | str = RULES.get(name, "plain")
-    if func.namespace != "aten":
-        rule = "random"
-    elif rule == "plain" and torch.Tag.nondeterministic_seeded in func.tags:
+    is_drawn = rule == "plain" and torch.Tag.nondeterministic_seeded in func.tags
+    if func.namespace != "aten" or is_drawn:
         rule = "random"
     return _Operator(
         func=func,

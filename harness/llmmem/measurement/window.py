@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from llmmem.measurement.gauges import Gauge
     from llmmem.measurement.places import Place, PlaceRecorder
+    from llmmem.simgpu.activation import Moment
 
 __all__ = [
     "Measurement",
@@ -84,7 +85,7 @@ class Window:
         self._wants_places = places
         self._places: PlaceRecorder | None = None
         self._allocations = 0
-        self._guesses = 0
+        self._began: Moment | None = None
         self._held_before: Mapping[int, Peaks] = {}
         self._peaks: dict[int, Peaks] = {}
         self._measurement: Measurement | None = None
@@ -119,7 +120,7 @@ class Window:
         release_cached_memory()
         self._allocations = allocations()
         simulated = simgpu.active()
-        self._guesses = 0 if simulated is None else simulated.guesses.clock
+        self._began = None if simulated is None else simulated.moment()
         is_only = _counters.add(self)
         self._held_before = _counters.held()
         if self._wants_places and is_only and cuda_in_use():
@@ -162,7 +163,7 @@ class Window:
             touched=self._touched(),
             places=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
-            notes=_notes(peaks, self._guesses),
+            notes=_notes(peaks, self._began),
         )
 
     def _touched(self) -> bool:
@@ -303,9 +304,9 @@ def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
     return "measured" if simgpu.active() is None else "modelled"
 
 
-def _notes(peaks: Peaks, guesses: int) -> tuple[str, ...]:
+def _notes(peaks: Peaks, began: Moment | None) -> tuple[str, ...]:
     simulated = simgpu.active()
-    notes = () if simulated is None else simulated.notes_since(guesses)
+    notes = () if simulated is None else simulated.notes_since(began)
     if peaks.process is None:
         hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
         return (*notes, hidden)

@@ -27,13 +27,20 @@ from llmmem.simgpu.builder import (
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
 from llmmem.simgpu.shutdown import register as register_shutdown
+from llmmem.simgpu.side_streams import (
+    EARLY_ANSWERS,
+    LATE,
+    SIDE_STREAMS_VARIABLE,
+    SideStreams,
+    side_streams_from_environment,
+)
 from llmmem.simgpu.torch_build import TorchBuild, installed_torch
 from llmmem.value_rules import choices_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
+__all__ = ["Moment", "Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
 
 MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
@@ -66,6 +73,20 @@ class Problem:
         return f"{self.what}: {self.remedy}"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A moment in the life of a process that has simulated GPUs.
+
+    Attributes:
+        guesses: How often the program had decided by a value that is not known (`Guesses.clock`).
+        early_answers: How often unfinished work of a side stream had been asked for, and said to
+            be done. Only there do figures depend on when such work ends.
+    """
+
+    guesses: int
+    early_answers: int
+
+
 class SimulatedGpu:
     """The simulated GPUs of this process. Sizes are bytes.
 
@@ -78,13 +99,21 @@ class SimulatedGpu:
         libraries: The compiled libraries.
         faults: What is to go wrong on them, now.
         guesses: Where the program has decided by values that are not known.
+        side_streams: When work on side streams ends.
     """
 
     def __init__(
-        self, gpu: Gpu, count: int, libraries: BuiltLibraries, account: Account, faults: Faults
+        self,
+        gpu: Gpu,
+        count: int,
+        side_streams: SideStreams,
+        libraries: BuiltLibraries,
+        account: Account,
+        faults: Faults,
     ) -> None:
         self.gpu = gpu
         self.count = count
+        self.side_streams = side_streams
         self.libraries = libraries
         self.faults = faults
         self.guesses = Guesses()
@@ -97,15 +126,22 @@ class SimulatedGpu:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from a real card, so far as this process makes use of it, and its faults."""
-        return self.notes_since(0)
+        return self.notes_since(None)
 
-    def notes_since(self, clock: int) -> tuple[str, ...]:
-        """The same, with the guesses since then (`Guesses.clock`)."""
+    def moment(self) -> Moment:
+        """Now, for `notes_since`."""
+        return Moment(self.guesses.clock, self._account.early_answers())
+
+    def notes_since(self, began: Moment | None) -> tuple[str, ...]:
+        """The notes on what has happened since then, by default from the start."""
+        before = began or Moment(0, 0)
         unknown = self._account.cudnn_attention_unknown()
         attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
-        guesses = self.guesses.notes(clock)
-        return (*guesses, *attention, *NOTES, *compilation.notes(), *asked_for)
+        guesses = self.guesses.notes(before.guesses)
+        early = (EARLY_ANSWERS,) if self.moment().early_answers > before.early_answers else ()
+        late = (LATE,) if self.side_streams == "late" else ()
+        return (*guesses, *attention, *NOTES, *compilation.notes(), *asked_for, *early, *late)
 
     @property
     def tells_process_bytes(self) -> bool:
@@ -164,7 +200,12 @@ class SimulatedGpu:
         Raises:
             UnsupportedError: The libraries lie where no program can be given them.
         """
-        return _environment(self.gpu, self.count, self.libraries, self.faults)
+        return _environment(
+            _card(self.gpu, self.count, self.side_streams, _required_torch()),
+            self.libraries,
+            self.faults,
+            self.side_streams,
+        )
 
     def _set_faults(self, faults: Faults) -> None:
         self._account.set_faults(str(faults))
@@ -209,16 +250,21 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         gpu: A card of the catalogue, or its name.
         count: How many of them, 1 to 16.
 
-    The faults that ``LLMMEM_SIMULATED_FAULTS`` names are in force from the start (`Faults`).
+    The faults that ``LLMMEM_SIMULATED_FAULTS`` names are in force from the start (`Faults`), and
+    work on side streams ends when ``LLMMEM_SIDE_STREAMS`` says (``early`` or ``late``).
 
     Raises:
-        InputError: No such card, another count, or faults that are not valid.
+        InputError: No such card, another count, or a variable that is not valid.
         UnsupportedError: It cannot be done here: see ``check``; PyTorch has no kernels for the
             card; or other GPUs are in use, or counted.
     """
-    card = _asked_for(gpu, count)
+    card, side_streams = _asked_for(gpu, count), side_streams_from_environment()
     before = active()
-    if before is not None and (before.gpu, before.count) == (card, count):
+    if before is not None and (before.gpu, before.count, before.side_streams) == (
+        card,
+        count,
+        side_streams,
+    ):
         return before
     faults = before.faults if before else faults_from_environment()
     choices_setting()  # what is not valid is refused before anything begins
@@ -227,12 +273,12 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
     torch = _torch_for(card)
     libraries = before.libraries if before else build(torch, _cache_directory())
     account = load(libraries)
-    text = _card(card, count, torch)
+    text = _card(card, count, side_streams, torch)
     account.configure(text)
     os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
-    _process.gpu = SimulatedGpu(card, count, libraries, account, faults)
+    _process.gpu = SimulatedGpu(card, count, side_streams, libraries, account, faults)
     return _process.gpu
 
 
@@ -242,27 +288,30 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     The program's processes have them from their start, each with an account of its own. The
     arguments and the errors are those of `activate`.
     """
-    card = _asked_for(gpu, count)
+    card, side_streams = _asked_for(gpu, count), side_streams_from_environment()
     faults = faults_from_environment()
     choices_setting()
     for problem in check():
         raise UnsupportedError(str(problem))
     torch, cache = _torch_for(card), _cache_directory()
     _check_preloadable(cache)  # before it takes the time to build
-    return _environment(card, count, build(torch, cache), faults)
+    text = _card(card, count, side_streams, torch)
+    return _environment(text, build(torch, cache), faults, side_streams)
 
 
-def _environment(gpu: Gpu, count: int, libraries: BuiltLibraries, faults: Faults) -> dict[str, str]:
+def _environment(
+    card: str, libraries: BuiltLibraries, faults: Faults, side_streams: SideStreams
+) -> dict[str, str]:
     _check_preloadable(libraries.core.parent)
     preloaded = [str(path) for path in libraries.paths]
     if os.environ.get("LD_PRELOAD"):
         preloaded.append(os.environ["LD_PRELOAD"])
-    card = _card(gpu, count, _required_torch())
     return {
         "LD_PRELOAD": ":".join(preloaded),
         CARD_VARIABLE: card,
         HOME_VARIABLE: str(HOME),
         FAULTS_VARIABLE: str(faults),
+        SIDE_STREAMS_VARIABLE: side_streams,
         **compilation.settings(card, libraries, _cache_directory(), os.environ),
     }
 
@@ -300,7 +349,10 @@ def _inherited() -> SimulatedGpu | None:
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
     gpu, count = find_gpu(fields["name"]), int(fields["count"])
-    return SimulatedGpu(gpu, count, libraries, open_account(core), faults_from_environment())
+    side_streams: SideStreams = "late" if fields["late_side_streams"] == "1" else "early"
+    return SimulatedGpu(
+        gpu, count, side_streams, libraries, open_account(core), faults_from_environment()
+    )
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
@@ -381,7 +433,7 @@ def _cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "llmmem"
 
 
-def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
+def _card(gpu: Gpu, count: int, side_streams: SideStreams, torch: TorchBuild) -> str:
     """The card as the libraries read it (``sim_card`` in ``csrc/account.h``)."""
     major, minor = gpu.compute_capability
     cuda_major, cuda_minor = (int(part) for part in (torch.cuda or "0.0").split(".")[:2])
@@ -409,6 +461,7 @@ def _card(gpu: Gpu, count: int, torch: TorchBuild) -> str:
             "cublas_version": _library_version("cublas", cuda_major),
             "cudnn_version": _library_version("cudnn", cuda_major),
             "nccl_version": _library_version("nccl", cuda_major),
+            "late_side_streams": int(side_streams == "late"),
         }.items()
     )
 

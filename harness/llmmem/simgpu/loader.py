@@ -30,6 +30,8 @@ class Account:
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
         core.sim_cudnn_attention_unknown.argtypes = []
         core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
+        core.sim_early_answers.argtypes = []
+        core.sim_early_answers.restype = ctypes.c_uint64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
@@ -91,6 +93,10 @@ class Account:
         """
         found = int(self._core.sim_cudnn_attention_unknown())
         return None if found < 0 else found
+
+    def early_answers(self) -> int:
+        """How often it was asked for unfinished work of a side stream, and said to be done."""
+        return int(self._core.sim_early_answers())
 
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""

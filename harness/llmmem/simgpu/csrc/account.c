@@ -89,6 +89,7 @@ static bool set_field(const char *key, const char *value) {
         {"cublas_version", &card.cublas_version, NULL},
         {"cudnn_version", &card.cudnn_version, NULL},
         {"nccl_version", &card.nccl_version, NULL},
+        {"late_side_streams", &card.late_side_streams, NULL},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].name) != 0) continue;

@@ -42,6 +42,7 @@ typedef struct {
     int cublas_version;
     int cudnn_version;
     int nccl_version;
+    int late_side_streams; /* streams.h */
 } sim_card;
 
 SIM_API const sim_card *sim_get_card(void);

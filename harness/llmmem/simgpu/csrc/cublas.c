@@ -2,6 +2,7 @@
  * do nothing (the builder generates them). */
 #include "account.h"
 #include "copies.h"
+#include "streams.h"
 #include "written.h"
 
 #include <stdlib.h>
@@ -42,6 +43,7 @@ size_t cublasGetCudartVersion(void) { return (size_t)sim_get_card()->driver_cuda
 
 int cublasSetStream_v2(handle *h, void *stream) {
     h->stream = stream;
+    sim_submit(stream); /* it is set before a routine is called */
     return 0;
 }
 

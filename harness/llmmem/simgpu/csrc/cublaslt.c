@@ -1,6 +1,7 @@
 /* libcublasLt: every matrix product has an algorithm, which needs no workspace of its own and does
  * nothing. Without an algorithm PyTorch would take another road than on a real card. */
 #include "account.h"
+#include "streams.h"
 #include "written.h"
 
 #include <stdlib.h>
@@ -69,9 +70,11 @@ int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, voi
 
 /* Nothing is computed; what was known of the memory that the result goes to is no longer so. */
 int cublasLtMatmul(void *handle, void *operation, const void *alpha, const void *a, void *a_layout, const void *b,
-                   void *b_layout, const void *beta, const void *c, void *c_layout, void *d) {
+                   void *b_layout, const void *beta, const void *c, void *c_layout, void *d, void *d_layout,
+                   const void *algorithm, void *workspace, size_t workspace_bytes, void *stream) {
     (void)handle, (void)operation, (void)alpha, (void)a, (void)a_layout, (void)b, (void)b_layout, (void)beta, (void)c;
-    (void)c_layout;
+    (void)c_layout, (void)d_layout, (void)algorithm, (void)workspace, (void)workspace_bytes;
+    sim_submit(stream);
     sim_written((uintptr_t)d);
     return 0;
 }

@@ -29,6 +29,9 @@ static cudaError_t fail(cudaError_t error) {
  * wrong for good. */
 static cudaError_t state(void) { return fail((cudaError_t)sim_broken()); }
 
+/* The same for a call that may have failed by itself. */
+static cudaError_t ended(int error) { return error ? fail((cudaError_t)error) : state(); }
+
 cudaError_t cudaGetLastError(void) {
     state();
     cudaError_t error = last_error;
@@ -68,6 +71,20 @@ static const struct {
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureMerge, "cudaErrorStreamCaptureMerge",
+     "operation would result in a merge of separate capture sequences"},
+    {cudaErrorStreamCaptureUnmatched, "cudaErrorStreamCaptureUnmatched", "capture was not ended in the same stream as it began"},
+    {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined", "capturing stream has unjoined work"},
+    {cudaErrorStreamCaptureIsolation, "cudaErrorStreamCaptureIsolation",
+     "dependency created on uncaptured work in another stream"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+     "operation not permitted on an event last recorded in a capturing stream"},
+    {cudaErrorIllegalState, "cudaErrorIllegalState",
+     "the operation cannot be performed in the present state"},
 };
 
 const char *cudaGetErrorName(cudaError_t code) {
@@ -220,8 +237,9 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 cudaError_t cudaDeviceSynchronize(void) {
-    sim_open_context(sim_current_device());
-    return state();
+    int device = sim_current_device();
+    sim_open_context(device);
+    return ended(sim_synchronize_device(device));
 }
 
 cudaError_t cudaDeviceGetLimit(size_t *value, enum cudaLimit limit) {
@@ -257,7 +275,9 @@ cudaError_t cudaMallocPitch(void **pointer, size_t *pitch, size_t width, size_t 
 }
 
 cudaError_t cudaFree(void *pointer) {
-    sim_open_context(sim_current_device());
+    int device = sim_current_device();
+    sim_open_context(device);
+    if (pointer) sim_finish_device(device);
     return deallocate(pointer, SIM_DEVICE);
 }
 
@@ -285,7 +305,10 @@ cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) {
 
 cudaError_t cudaMallocHost(void **pointer, size_t size) { return allocate(pointer, size, SIM_HOST); }
 
-cudaError_t cudaFreeHost(void *pointer) { return deallocate(pointer, SIM_HOST); }
+cudaError_t cudaFreeHost(void *pointer) {
+    if (pointer) sim_finish_device(sim_current_device());
+    return deallocate(pointer, SIM_HOST);
+}
 
 cudaError_t cudaHostRegister(void *pointer, size_t size, unsigned int flags) {
     (void)flags;
@@ -390,40 +413,52 @@ cudaError_t cudaDeviceGetGraphMemAttribute(int device, enum cudaGraphMemAttribut
 
 /* ---- copies -------------------------------------------------------------------------------------- */
 
-cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
-    (void)kind;
+static cudaError_t copy(void *to, const void *from, size_t n) {
     if (!state()) sim_copy((uintptr_t)to, (uintptr_t)from, n);
     return state();
 }
 
+static cudaError_t copy_2d(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height) {
+    if (!state()) sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
+    return state();
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
+    (void)kind;
+    sim_synchronize_stream(cudaStreamLegacy);
+    return copy(to, from, n);
+}
+
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    (void)stream;
-    return cudaMemcpy(to, from, n, kind);
+    (void)kind;
+    sim_submit_copy(stream, (uintptr_t)to, (uintptr_t)from);
+    return copy(to, from, n);
 }
 
 cudaError_t cudaMemcpyPeer(void *to, int to_device, const void *from, int from_device, size_t n) {
     (void)to_device;
     (void)from_device;
-    return cudaMemcpy(to, from, n, cudaMemcpyDeviceToDevice);
+    return copy(to, from, n);
 }
 
 cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device, size_t n,
                                 cudaStream_t stream) {
-    (void)stream;
+    sim_submit(stream);
     return cudaMemcpyPeer(to, to_device, from, from_device, n);
 }
 
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
                          enum cudaMemcpyKind kind) {
     (void)kind;
-    if (!state()) sim_copy_2d((uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, height);
-    return state();
+    sim_synchronize_stream(cudaStreamLegacy);
+    return copy_2d(to, to_pitch, from, from_pitch, width, height);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    (void)stream;
-    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
+    (void)kind;
+    sim_submit_copy(stream, (uintptr_t)to, (uintptr_t)from);
+    return copy_2d(to, to_pitch, from, from_pitch, width, height);
 }
 
 cudaError_t cudaMemset(void *to, int value, size_t n) {
@@ -433,7 +468,7 @@ cudaError_t cudaMemset(void *to, int value, size_t n) {
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) {
-    (void)stream;
+    sim_submit(stream);
     return cudaMemset(to, value, n);
 }
 
@@ -466,10 +501,7 @@ cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned int *flags) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags) {
-    (void)stream;
-    (void)event;
-    (void)flags;
-    return state();
+    return ended(sim_wait_event(stream, (sim_event *)event, flags & cudaEventWaitExternal));
 }
 
 #if CUDART_VERSION >= 12080
@@ -484,14 +516,10 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     return cudaSuccess;
 }
 
-/* Nothing is ever under way, but while a stream is captured nothing is done either. */
-static cudaError_t wait_for(cudaStream_t stream) {
-    return sim_get_stream(stream)->capture ? fail(cudaErrorStreamCaptureUnsupported) : state();
-}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return ended(sim_synchronize_stream(stream)); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return ended(sim_query_stream(stream)); }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return wait_for(stream); }
-
+/* At once, whenever the stream's work is done: a program may wait for it by other means than CUDA's. */
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     (void)stream;
     function(data);
@@ -512,25 +540,18 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int flags) {
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
 
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    (void)stream;
-    sim_record_event((sim_event *)event);
-    return state();
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned int flags) {
+    return ended(sim_record_event((sim_event *)event, stream, flags & cudaEventRecordExternal));
 }
 
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    (void)event;
-    return state();
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    return cudaEventRecordWithFlags(event, stream, cudaEventRecordDefault);
 }
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return ended(sim_synchronize_event((const sim_event *)event)); }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    (void)event;
-    return state();
-}
-
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned int flags) {
-    (void)flags;
-    return cudaEventRecord(event, stream);
+    return ended(sim_query_event((sim_event *)event, __builtin_return_address(0)));
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
@@ -625,7 +646,7 @@ cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void *
     (void)grid;
     (void)block;
     (void)shared;
-    (void)stream;
+    sim_submit(stream);
     return launch(function, arguments);
 }
 
@@ -635,7 +656,7 @@ cudaError_t cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 bl
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *configuration, const void *function, void **arguments) {
-    (void)configuration;
+    sim_submit(configuration->stream);
     return launch(function, arguments);
 }
 
@@ -765,43 +786,35 @@ typedef struct {
     uint64_t begun, ended; /* when it was captured (sim_values_clock) */
 } graph;
 
-static unsigned long long captures;
 static _Thread_local enum cudaStreamCaptureMode capture_mode;
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     (void)mode;
-    sim_stream *s = sim_get_stream(stream);
     graph *g = calloc(1, sizeof *g);
     if (!g) return fail(cudaErrorMemoryAllocation);
     g->begun = sim_values_clock();
-    s->graph = g;
-    s->capture = __atomic_add_fetch(&captures, 1, __ATOMIC_RELAXED);
-    return cudaSuccess;
+    int error = sim_begin_capture(stream, g);
+    if (error) free(g);
+    return fail((cudaError_t)error);
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *captured) {
-    sim_stream *s = sim_get_stream(stream);
-    graph *g = s->graph;
-    if (g) g->ended = sim_values_clock();
-    *captured = (cudaGraph_t)g;
-    s->graph = NULL;
-    s->capture = 0;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
-    bool active = sim_get_stream(stream)->capture != 0;
-    *status = active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
+    void *g;
+    int error = sim_end_capture(stream, &g);
+    if (error) cudaGraphDestroy((cudaGraph_t)g);
+    if (!error) ((graph *)g)->ended = sim_values_clock();
+    *captured = error ? NULL : (cudaGraph_t)g;
+    return fail((cudaError_t)error);
 }
 
 static cudaError_t capture_info(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
                                 cudaGraph_t *captured) {
-    sim_stream *s = sim_get_stream(stream);
-    cudaStreamIsCapturing(stream, status);
-    if (id) *id = s->capture;
-    if (captured) *captured = s->graph;
+    *status = (enum cudaStreamCaptureStatus)sim_get_capture(stream, id, (void **)captured);
     return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
+    return capture_info(stream, status, NULL, NULL);
 }
 
 #if CUDART_VERSION >= 13000
@@ -871,7 +884,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t captur
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-    (void)stream;
+    sim_submit(stream);
     const graph *g = (const graph *)executable;
     sim_values_forget_between(g->begun, g->ended);
     return cudaSuccess;

@@ -5,6 +5,7 @@
  * whose prime factors have kernels of their own are taken to need the least; those with a prime above
  * 127 go through Bluestein's algorithm and are taken to need the most. */
 #include "account.h"
+#include "streams.h"
 #include "written.h"
 
 #include <pthread.h>
@@ -92,7 +93,7 @@ int cufftSetWorkArea(int handle, void *area) {
 }
 
 int cufftSetStream(int handle, void *stream) {
-    (void)stream;
+    sim_submit(stream); /* it is set before a transform */
     acquire();
     plan *p = find(handle);
     release();

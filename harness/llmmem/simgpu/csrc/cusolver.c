@@ -6,6 +6,7 @@
  * went ("info"), it reads 0: success. */
 #include "account.h"
 #include "copies.h"
+#include "streams.h"
 #include "written.h"
 
 #include <stdlib.h>
@@ -40,6 +41,7 @@ int cusolverDnCreate(void **created) {
 
 int cusolverDnSetStream(handle *h, void *stream) {
     h->stream = stream;
+    sim_submit(stream); /* it is set before a routine is called */
     return SUCCESS;
 }
 

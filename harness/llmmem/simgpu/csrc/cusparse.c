@@ -5,6 +5,7 @@
  * were spread evenly), and that no pivot is zero. Work areas are documented nowhere. A sort is taken to
  * need a second copy of what it sorts; all others are taken to need none. */
 #include "account.h"
+#include "streams.h"
 #include "written.h"
 
 #include <stdlib.h>
@@ -55,6 +56,7 @@ int cusparseCreate(void **created) {
 
 int cusparseSetStream(handle *h, void *stream) {
     h->stream = stream;
+    sim_submit(stream); /* it is set before a routine is called */
     return SUCCESS;
 }
 

@@ -19,6 +19,9 @@ static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
 /* What a call of the context ends with that has nothing else to say. */
 static CUresult state(void) { return (CUresult)sim_broken(); }
 
+/* The same for a call that may have failed by itself. */
+static CUresult ended(int error) { return error ? (CUresult)error : state(); }
+
 /* A context is the account of its device; its handle is the device's number and one. */
 static CUcontext context_of(int device) { return (CUcontext)(uintptr_t)(device + 1); }
 static int device_of(CUcontext context) { return (int)(uintptr_t)context - 1; }
@@ -283,13 +286,9 @@ CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
     return CUDA_SUCCESS;
 }
 
-/* Everything is done already. */
-CUresult cuCtxSynchronize(void) { return state(); }
-
-CUresult cuStreamSynchronize(CUstream stream) {
-    (void)stream;
-    return state();
-}
+CUresult cuCtxSynchronize(void) { return ended(sim_synchronize_device(sim_current_device())); }
+CUresult cuStreamSynchronize(CUstream stream) { return ended(sim_synchronize_stream(stream)); }
+CUresult cuStreamQuery(CUstream stream) { return ended(sim_query_stream(stream)); }
 
 CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     if (least) *least = 0;
@@ -323,7 +322,10 @@ CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t size, CUstream stream) {
     return allocate(pointer, size, SIM_POOL);
 }
 
-CUresult cuMemFree(CUdeviceptr pointer) { return deallocate(pointer, SIM_DEVICE); }
+CUresult cuMemFree(CUdeviceptr pointer) {
+    if (pointer) sim_finish_device(sim_current_device());
+    return deallocate(pointer, SIM_DEVICE);
+}
 
 CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
     (void)stream;
@@ -337,7 +339,10 @@ CUresult cuMemHostAlloc(void **pointer, size_t size, unsigned int flags) {
 
 CUresult cuMemAllocHost(void **pointer, size_t size) { return cuMemHostAlloc(pointer, size, 0); }
 
-CUresult cuMemFreeHost(void *pointer) { return deallocate((uintptr_t)pointer, SIM_HOST); }
+CUresult cuMemFreeHost(void *pointer) {
+    if (pointer) sim_finish_device(sim_current_device());
+    return deallocate((uintptr_t)pointer, SIM_HOST);
+}
 
 CUresult cuMemHostGetDevicePointer(CUdeviceptr *device, void *host, unsigned int flags) {
     (void)flags;
@@ -413,29 +418,29 @@ static CUresult copy(uintptr_t to, uintptr_t from, size_t n) {
     return state();
 }
 
-CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) { return copy(to, from, n); }
-CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t n) { return copy(to, (uintptr_t)from, n); }
-CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t n) { return copy((uintptr_t)to, from, n); }
+CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) {
+    sim_synchronize_stream(CU_STREAM_LEGACY);
+    return copy(to, from, n);
+}
+CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t n) { return cuMemcpy(to, (CUdeviceptr)from, n); }
+CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t n) { return cuMemcpy((CUdeviceptr)to, from, n); }
 CUresult cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t n) { return copy(to, from, n); }
 
 CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream stream) {
-    (void)stream;
+    sim_submit_copy(stream, to, from);
     return copy(to, from, n);
 }
 
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t n, CUstream stream) {
-    (void)stream;
-    return copy(to, (uintptr_t)from, n);
+    return cuMemcpyAsync(to, (CUdeviceptr)from, n, stream);
 }
 
 CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t n, CUstream stream) {
-    (void)stream;
-    return copy((uintptr_t)to, from, n);
+    return cuMemcpyAsync((CUdeviceptr)to, from, n, stream);
 }
 
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream stream) {
-    (void)stream;
-    return copy(to, from, n);
+    return cuMemcpyAsync(to, from, n, stream);
 }
 
 static CUresult set(uintptr_t to, size_t count, const void *pattern, size_t width) {
@@ -448,17 +453,17 @@ CUresult cuMemsetD16(CUdeviceptr to, unsigned short value, size_t n) { return se
 CUresult cuMemsetD32(CUdeviceptr to, unsigned int value, size_t n) { return set(to, n, &value, sizeof value); }
 
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, CUstream stream) {
-    (void)stream;
+    sim_submit(stream);
     return cuMemsetD8(to, value, n);
 }
 
 CUresult cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t n, CUstream stream) {
-    (void)stream;
+    sim_submit(stream);
     return cuMemsetD16(to, value, n);
 }
 
 CUresult cuMemsetD32Async(CUdeviceptr to, unsigned int value, size_t n, CUstream stream) {
-    (void)stream;
+    sim_submit(stream);
     return cuMemsetD32(to, value, n);
 }
 
@@ -571,9 +576,12 @@ CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
 }
 
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
-    bool active = sim_get_stream(stream)->capture != 0;
-    *status = active ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
+    *status = (CUstreamCaptureStatus)sim_get_capture(stream, NULL, NULL);
     return CUDA_SUCCESS;
+}
+
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags) {
+    return ended(sim_wait_event(stream, (sim_event *)event, flags & CU_EVENT_WAIT_EXTERNAL));
 }
 
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
@@ -594,11 +602,17 @@ CUresult cuEventCreate(CUevent *event, unsigned int flags) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuEventRecord(CUevent event, CUstream stream) {
-    (void)stream;
-    sim_record_event((sim_event *)event);
-    return CUDA_SUCCESS;
+CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned int flags) {
+    return ended(sim_record_event((sim_event *)event, stream, flags & CU_EVENT_RECORD_EXTERNAL));
 }
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+    return cuEventRecordWithFlags(event, stream, CU_EVENT_RECORD_DEFAULT);
+}
+
+CUresult cuEventSynchronize(CUevent event) { return ended(sim_synchronize_event((const sim_event *)event)); }
+
+CUresult cuEventQuery(CUevent event) { return ended(sim_query_event((sim_event *)event, __builtin_return_address(0))); }
 
 CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
     *milliseconds = (float)(((sim_event *)end)->milliseconds - ((sim_event *)start)->milliseconds);
@@ -795,8 +809,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
     (void)block_y;
     (void)block_z;
     (void)shared;
-    (void)stream;
     (void)extra;
+    sim_submit(stream);
     return (CUresult)sim_launch(function, arguments);
 }
 
@@ -807,7 +821,7 @@ CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, uns
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *configuration, CUfunction function, void **arguments, void **extra) {
-    (void)configuration;
     (void)extra;
+    sim_submit(configuration->hStream);
     return (CUresult)sim_launch(function, arguments);
 }
