@@ -210,4 +210,6 @@ def test_a_card_that_is_too_small_for_a_trainer_is_an_outcome() -> None:
         }
         return trainer
 
-    assert llmmem.estimate(function, "t4").outcome == "oom"
+    trace = llmmem.estimate(function, "t4")
+    assert trace.outcome == "oom"
+    assert trace.needed == llmmem.estimate(function, "b200").peaks
