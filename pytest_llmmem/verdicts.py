@@ -25,11 +25,12 @@ SHOWN_HOLDERS = 5
 def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] = ()) -> str:
     """How far a peak is over the limit, and what it is made of; `record` holds both."""
     peak = record.peak_bytes or 0
+    what = "needed" if record.is_cut_short else "peak"
     return "\n".join(
         (
-            f"peak {limit.metric} {format_size(peak)} is over the limit of "
+            f"{what} {limit.metric} {format_size(peak)} is over the limit of "
             f"{format_size(limit.bytes)} by {format_size(peak - limit.bytes)}",
-            f"  peak         {_exact(peak)}",
+            f"  {what:<12} {_exact(peak)}",
             f"  limit        {limit}",
             f"  excess       {_exact(peak - limit.bytes)}",
             *_account(record, holders),

@@ -232,13 +232,14 @@ class Record:
         )
 
     @property
-    def peak_bytes(self) -> int | None:
-        """The peak of the record's metric; what is needed, of an estimate that its card is too small for.
+    def is_cut_short(self) -> bool:
+        """Whether it is of an estimate whose peaks are only those up to where the card was full."""
+        return self.source == "estimated" and self.outcome == "oom"
 
-        The peaks of such an estimate are only those up to where the card was full.
-        """
-        is_cut_short = self.source == "estimated" and self.outcome == "oom"
-        return (self.needed if is_cut_short else self.peaks).get(self.metric)
+    @property
+    def peak_bytes(self) -> int | None:
+        """The peak of the record's metric; of an estimate that is cut short, what is needed."""
+        return (self.needed if self.is_cut_short else self.peaks).get(self.metric)
 
     @property
     def headroom_bytes(self) -> int | None:
