@@ -125,8 +125,11 @@ def attribute(
         phases: Spans of phases, in order; they do not overlap.
         calls: Spans of module calls, named by the module's path; they nest.
         labels: What was seen to be a weight, a gradient or optimizer state.
-        until: Where to stop looking for peaks; what became of the blocks after it still counts.
+        until: Where to stop looking for peaks. What became of the blocks after it still counts,
+            unless all was loading by then.
     """
+    if until is not None and not any(label.position <= until for label in labels):
+        labels = ()
     lives = _lives(events, phases, calls, labels)
     if until is not None:
         lives = [life for life in lives if life.born < until]
