@@ -65,7 +65,11 @@ class Vram:
         """
         runner = self._runner()
         if runner.device.kind == "estimate":
-            return self._run_of_estimate(self._estimate(self._setup(setup)))
+            estimate = self._estimate(self._setup(setup))
+            if estimate.trace.outcome == "oom" and self._is_estimate_asked_for:
+                record = Record.from_estimate(estimate, **self._held_to())
+                pytest.fail(run_failed(record, self._gate.limit), pytrace=False)
+            return self._run_of_estimate(estimate)
         from llmmem.measurement.window import release_cached_memory
 
         release_cached_memory()
@@ -149,14 +153,13 @@ class Vram:
             estimate = self._runner().estimate(setup, gpu)
         except UnsupportedError as error:
             self._gate.give_up(str(error))
-        asked_for = self._session.options.device.kind == "estimate"
-        held_to = self._held_to() if asked_for else {}
+        held_to = self._held_to() if self._is_estimate_asked_for else {}
         self._gate.add(Record.from_estimate(estimate, test=self._gate.test, **held_to))
         return estimate
 
     def _run_of_estimate(self, estimate: Estimate) -> RunResult:
         """An estimate in place of a run, as it was asked for or for want of anything better."""
-        if self._session.options.device.kind != "estimate":
+        if not self._is_estimate_asked_for:
             self._gate.add_unmeasured(
                 "it was only estimated, as there is neither a GPU nor a simulated one here; "
                 "--llmmem-device=estimate holds estimates to limits"
@@ -178,6 +181,10 @@ class Vram:
             notes=trace.assumptions,
             estimate=estimate,
         )
+
+    @property
+    def _is_estimate_asked_for(self) -> bool:
+        return self._session.options.device.kind == "estimate"
 
     def _cap(self) -> str | None:
         """The card whose memory is all that the test may have."""

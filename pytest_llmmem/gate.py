@@ -137,7 +137,9 @@ class Gate:
             return
         if record.peak_bytes is None:
             self._unknown.append(
-                f"not measured: NVML does not tell what the process holds on {record.device}; "
+                f"not estimated: {record.message}"
+                if record.source == "estimated"
+                else f"not measured: NVML does not tell what the process holds on {record.device}; "
                 'hold the test to metric="reserved" or "allocated"'
             )
             return

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from llmmem.report import Record
+    from llmmem.results import Trace
     from pytest_llmmem.marker import Limit
 
 __all__ = ["SIMULATED_VALUES", "over_limit", "run_failed"]
@@ -24,11 +25,12 @@ SHOWN_HOLDERS = 5
 def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] = ()) -> str:
     """How far a peak is over the limit, and what it is made of; `record` holds both."""
     peak = record.peak_bytes or 0
+    what = "needed" if record.is_cut_short else "peak"
     return "\n".join(
         (
-            f"peak {limit.metric} {format_size(peak)} is over the limit of "
+            f"{what} {limit.metric} {format_size(peak)} is over the limit of "
             f"{format_size(limit.bytes)} by {format_size(peak - limit.bytes)}",
-            f"  peak         {_exact(peak)}",
+            f"  {what:<12} {_exact(peak)}",
             f"  limit        {limit}",
             f"  excess       {_exact(peak - limit.bytes)}",
             *_account(record, holders),
@@ -37,14 +39,33 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
 
 
 def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str, int]] = ()) -> str:
-    """Why a run did not reach its end, and what it had taken by then."""
+    """Why a run did not reach its end, what it needs if that is known, what it had taken."""
+    estimate = record.estimate if record.outcome == "oom" else None
     return "\n".join(
         (
-            f"outcome {record.outcome}: {record.message}",
+            f"outcome {record.outcome}: {_needs(record)}{record.message}",
+            *(_needed(estimate.trace) if estimate else ()),
             *([f"  limit        {limit}"] if limit else []),
             *_account(record, holders),
         )
     )
+
+
+def _needs(record: Record) -> str:
+    """What a run needs, for the start of its message; an estimate's own message has it."""
+    needed = record.needed.process
+    if record.outcome != "oom" or record.source == "estimated" or needed is None:
+        return ""
+    return f"needs an estimated {format_size(needed)}; "
+
+
+def _needed(trace: Trace) -> Iterable[str]:
+    fits = trace.fits_by_memory
+    if fits is None:
+        return
+    peaks = (f"{metric} {format_size(trace.needed.get(metric))}" for metric in METRICS)
+    yield f"  needed       {', '.join(peaks)}, estimated"
+    yield f"  fits         {', '.join(fits) or 'no card of the catalogue'}, by memory alone"
 
 
 def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str]:

@@ -59,9 +59,9 @@ class Peaks:
         pairs = ((self.get(metric), other.get(metric)) for metric in METRICS)
         return Peaks(*(None if a is None or b is None else max(a, b) for a, b in pairs))
 
-    def to_dict(self) -> dict[str, int | None]:
+    def to_dict(self, prefix: str = "peak") -> dict[str, int | None]:
         """The peaks under the names that every JSON document of llmmem uses, in bytes."""
-        return {f"peak_{metric}_bytes": self.get(metric) for metric in METRICS}
+        return {f"{prefix}_{metric}_bytes": self.get(metric) for metric in METRICS}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Peaks:
@@ -132,7 +132,19 @@ class Rules:
 
 @dataclass(frozen=True)
 class Trace:
-    """What running the step on the meta device says: peaks per component and phase, in bytes."""
+    """What running the step on the meta device says: peaks per component and phase, in bytes.
+
+    Attributes:
+        outcome: ``ok``, ``oom`` or ``unsupported``, on the card.
+        message: Why, when the outcome is not ok; else empty.
+        peaks: Those on the card, up to where it was full if it was.
+        components: What held the allocated peak.
+        phases: The same per phase.
+        context_bytes: What the process holds beside what the allocator reserves.
+        assumptions: What is taken for granted.
+        needed: The peaks on a card with the same kernels and unlimited memory; unknown where the
+            step cannot be followed to its end, or the program itself handles a full card.
+    """
 
     outcome: Outcome
     message: str
@@ -141,6 +153,20 @@ class Trace:
     phases: tuple[PhaseResult, ...] = ()
     context_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
+    needed: Peaks = field(default_factory=Peaks)
+
+    @property
+    def fits_by_memory(self) -> tuple[str, ...] | None:
+        """Cards of the catalogue with the memory that is needed; ``None`` if that is not known.
+
+        Memory alone is compared: each card has its own kernels, so what it needs may differ.
+        """
+        from llmmem.catalogue.gpus import gpus
+
+        reserved = self.needed.reserved
+        if reserved is None:
+            return None
+        return tuple(gpu.name for gpu in gpus() if reserved <= gpu.total_bytes - gpu.context_bytes)
 
 
 @dataclass(frozen=True)
@@ -157,6 +183,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, ready for JSON."""
+        fits = self.trace.fits_by_memory
         return {
             "source": self.source,
             "setup": self.setup.to_dict(),
@@ -171,6 +198,8 @@ class Estimate:
             "trace": {
                 "outcome": self.trace.outcome,
                 "message": self.trace.message,
+                **self.trace.needed.to_dict("needed"),
+                "fits_by_memory": None if fits is None else list(fits),
                 **self.trace.peaks.to_dict(),
                 "components": asdict(self.trace.components) if self.trace.components else None,
                 "phases": [phase.to_dict() for phase in self.trace.phases],
@@ -196,6 +225,8 @@ class Estimate:
                 phases=tuple(PhaseResult.from_dict(phase) for phase in trace["phases"]),
                 context_bytes=trace["context_bytes"],
                 assumptions=tuple(trace["assumptions"]),
+                # Earlier versions did not write it.
+                needed=Peaks(*(trace.get(f"needed_{metric}_bytes") for metric in METRICS)),
             ),
             versions=document["versions"],
         )

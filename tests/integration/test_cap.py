@@ -71,7 +71,7 @@ def test_the_marker_caps_what_vram_runs(run_pytest: Callable[..., pytest.RunResu
     }
     result.stdout.fnmatch_lines(
         [
-            "outcome oom: CUDA out of memory. Tried to allocate *GiB allowed*",
+            "outcome oom: needs an estimated * GiB; CUDA out of memory. *GiB allowed*",
             "  limit * of t4",
             "llmmem: * gated = 0 measured + * simulated + 0 estimated, 0 not measured",
         ]

@@ -101,6 +101,36 @@ def test_estimates_are_held_to_limits_where_that_was_asked_for(
     )
 
 
+TOO_LARGE = """
+    import pytest
+
+    SETUP = {"model": "openai-community/gpt2", "seq_len": 1024, "method": "full"}
+
+    @pytest.mark.max_vram("500GiB")
+    def test_run(vram):
+        vram.run({**SETUP, "batch_size": 128})
+
+    @pytest.mark.max_vram("20GiB")
+    def test_estimate(vram):
+        assert vram.estimate({**SETUP, "batch_size": 64}, gpu="t4").trace.outcome == "oom"
+"""
+
+
+def test_an_estimate_that_does_not_fit_its_card_fails_with_what_is_needed(
+    run_pytest: Callable[..., pytest.RunResult],
+) -> None:
+    result = run_pytest(TOO_LARGE, "-v", "--llmmem-device=estimate")
+    assert outcomes(result) == {"test_run": "FAILED", "test_estimate": "FAILED"}
+    result.stdout.fnmatch_lines_random(
+        [
+            "outcome oom: needs * GiB, has 79.18 GiB: out of memory: *",
+            "  fits         *b200*, by memory alone",
+            # Only 14.56 GiB are on the card: they are no reason to pass.
+            "needed process * GiB is over the limit of 20.00 GiB by * GiB",
+        ]
+    )
+
+
 def test_where_nothing_can_run_an_estimate_takes_its_place_and_gates_nothing(
     run_pytest: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +206,9 @@ def test_what_becomes_of_runs_that_do_not_end_well_and_of_parts(
     }
     result.stdout.fnmatch_lines(
         [
-            "outcome oom: CUDA out of memory. Tried to allocate *",
+            "outcome oom: needs an estimated * GiB; CUDA out of memory. Tried to allocate *",
+            "  needed *allocated * GiB, reserved * GiB, process * GiB, estimated",
+            "  fits         *h100, h200, b200, by memory alone",
             "  setup *meta-llama/Llama-3.1-8B full *",
             "*= GPU memory =*",
             " test_it.py::test_oom *allocated *GiB *weights *GiB",

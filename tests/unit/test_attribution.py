@@ -99,3 +99,16 @@ def test_nothing_happened():
     found = attribute([], phases=[], calls=[], labels=[])
     assert found.peak_bytes == 0
     assert found.components == Components()
+
+
+def test_peaks_up_to_a_position_know_what_became_of_the_blocks():
+    found = attribute(EVENTS, phases=PHASES, calls=CALLS, labels=LABELS, until=8)
+    assert [phase.phase for phase in found.phases] == ["load", "forward", "backward"]
+    assert found.components == Components(1000, 1000, 0, 220, 50)
+    assert found.phases[-1].components == found.components
+
+
+def test_all_that_is_there_before_anything_is_labelled_is_being_loaded():
+    labels = [Label(13, 7, "optimizer")]
+    found = attribute(EVENTS, phases=PHASES, calls=CALLS, labels=labels, until=1)
+    assert found.components == Components(weights=1000)

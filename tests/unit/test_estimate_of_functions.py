@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from accelerate.utils import find_executable_batch_size
 from torch import nn
 
 import llmmem
@@ -170,6 +171,91 @@ def test_a_card_that_is_too_small_is_an_outcome() -> None:
     trace = llmmem.estimate(lambda: torch.empty(60 * GIB, dtype=torch.uint8, device="cuda"), "l40s")
     assert trace.outcome == "oom"
     assert trace.peaks.allocated == 0
+    assert trace.needed.allocated == 60 * GIB
+    assert trace.fits_by_memory == ("a100-80gb", "h100", "h200", "b200")
+
+
+def hold(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
+def test_a_function_needs_what_it_takes_after_the_card_is_full_too() -> None:
+    def function() -> None:
+        kept = [hold(30 * GIB)]
+        torch.cuda.empty_cache()
+        kept.append(hold(20 * GIB))  # the card is full
+        del kept[0]
+        torch.cuda.empty_cache()
+        kept.append(hold(70 * GIB))
+        seen.append(torch.cuda.memory_allocated())
+        seen.append(torch.cuda.mem_get_info())
+
+    seen: list[Any] = []
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "oom"
+    assert trace.message.startswith("needs 90.")
+    assert (trace.peaks.allocated, trace.peaks.reserved) == (30 * GIB, 30 * GIB)
+    assert (trace.needed.allocated, trace.needed.reserved) == (90 * GIB, 90 * GIB)
+    assert trace.components is not None
+    assert trace.components.total == 30 * GIB
+    assert seen == [90 * GIB, (0, L40S.total_bytes)]
+
+
+@pytest.mark.parametrize("kind", ["by its name", "by its message", "by accelerate"])
+def test_a_function_that_handles_a_full_card_is_left_to_do_so(kind: str) -> None:
+    tried = []
+
+    def by_name() -> torch.Tensor:
+        try:
+            return hold(60 * GIB)
+        except torch.cuda.OutOfMemoryError:
+            return hold(2 * GIB)
+
+    def by_message() -> torch.Tensor:
+        try:
+            return hold(60 * GIB)
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            return hold(2 * GIB)
+
+    @find_executable_batch_size(starting_batch_size=60, reduce_batch_size_fn=lambda: 2)
+    def by_accelerate(batch_size: int) -> torch.Tensor:
+        tried.append(batch_size)
+        return hold(batch_size * GIB)
+
+    functions: dict[str, Any] = {
+        "by its name": by_name,
+        "by its message": by_message,
+        "by accelerate": by_accelerate,
+    }
+    trace = estimated(functions[kind])
+    assert trace.peaks.allocated == 2 * GIB
+    # What it would take without a limit is not what it takes now.
+    assert trace.needed.allocated is None
+    assert any("handles it if the card is full" in each for each in trace.assumptions)
+    assert tried == ([60, 2] if kind == "by accelerate" else [])
+
+
+def test_a_function_that_fails_after_the_card_is_full_has_failed_by_then() -> None:
+    def function() -> None:
+        hold(60 * GIB)
+        raise KeyError("never reached on the card")
+
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "oom"
+    assert trace.message.startswith("out of memory")
+    assert trace.needed.allocated is None
+    assert any("KeyError" in each for each in trace.assumptions)
+
+
+def test_a_function_that_allocates_without_end_is_ended() -> None:
+    def function() -> None:
+        held = []
+        while True:
+            held.append(hold(1024 * GIB))
+
+    assert llmmem.estimate(function, "l40s").outcome == "oom"
 
 
 def test_errors_of_the_function_are_its_own() -> None:

@@ -7,6 +7,7 @@ import random
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ import torch
 from torch import nn
 
 import llmmem
+from llmmem.catalogue.gpus import find_gpu
+from llmmem.estimation.functions import trace_function
+from llmmem.units import GIB
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -210,4 +214,7 @@ def test_a_card_that_is_too_small_for_a_trainer_is_an_outcome() -> None:
         }
         return trainer
 
-    assert llmmem.estimate(function, "t4").outcome == "oom"
+    trace = llmmem.estimate(function, "t4")
+    assert trace.outcome == "oom"
+    large = trace_function(function, replace(find_gpu("t4"), total_bytes=1024 * GIB))
+    assert (large.outcome, trace.needed) == ("ok", large.peaks)

@@ -17,6 +17,7 @@ from llmmem.report import (
     load_report,
     write,
 )
+from llmmem.report.tables import markdown
 from llmmem.results import (
     Components,
     Estimate,
@@ -38,7 +39,8 @@ batch_size, seq_len, gradient_checkpointing, kv_cache, parallel, device, gpu, so
 message, metric, weights_bytes, gradients_bytes, optimizer_bytes, activations_bytes,
 temporaries_bytes, reserve_bytes, context_bytes, context_source, held_before_bytes,
 peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes, rule_bytes, trace_bytes,
-trace_error_percent, limit_bytes, headroom_bytes, baseline_bytes, change_bytes, step_seconds,
+trace_error_percent, needed_allocated_bytes, needed_reserved_bytes, needed_process_bytes,
+limit_bytes, headroom_bytes, baseline_bytes, change_bytes, step_seconds,
 llmmem, torch, transformers, peft, bitsandbytes, cuda, driver
 """
 
@@ -63,6 +65,7 @@ ESTIMATE = Estimate(
         COMPONENTS,
         (PhaseResult("load", Peaks(2 * GIB + 1, 3 * GIB, 4 * GIB)),),
         context_bytes=GIB,
+        needed=Peaks(PEAK + 7, 12 * GIB, 13 * GIB),
     ),
     versions=VERSIONS,
 )
@@ -243,6 +246,43 @@ def test_a_report_is_read_back_equal(tmp_path: Path, suffix: str, count: int) ->
     write(written, path)
 
     pd.testing.assert_frame_equal(load_report(path), written, check_exact=True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_report_of_a_version_that_did_not_know_what_is_needed_is_read(
+    tmp_path: Path, suffix: str
+) -> None:
+    added = [name for name in COLUMNS if name.startswith("needed_")]
+    written = frame(records())
+    path = tmp_path / f"report{suffix}"
+    if suffix == ".csv":
+        written.drop(columns=added).to_csv(path, index=False)
+    else:
+        rows = json.loads(written.drop(columns=added).to_json(orient="records"))
+        path.write_text(json.dumps(rows), encoding="utf-8")
+
+    loaded = load_report(path)
+
+    assert list(loaded.columns) == list(COLUMNS)
+    assert loaded[added].isna().all(axis=None)
+    assert dict(loaded.dtypes.astype(str)) == dict(COLUMNS)
+
+
+def test_what_is_needed_is_on_the_row_of_the_whole_only() -> None:
+    report = frame([Record.from_run(RUN)])
+
+    assert list(report["needed_process_bytes"].isna()) == [False, True, True]
+    assert report["needed_process_bytes"][0] == 13 * GIB
+
+
+def test_an_estimate_that_does_not_fit_its_card_is_held_to_what_is_needed() -> None:
+    trace = replace(ESTIMATE.trace, outcome="oom", needed=Peaks(20 * GIB, 21 * GIB, 22 * GIB))
+    record = Record.from_estimate(replace(ESTIMATE, trace=trace), limit_bytes=14 * GIB)
+
+    assert record.peaks.process == 13 * GIB
+    assert record.headroom_bytes == -8 * GIB
+    assert "needs 22.00 GiB" in " ".join(console_text([record], 120).split())
+    assert "needed process" in markdown(frame([record]))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])

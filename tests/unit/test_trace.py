@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from llmmem.catalogue.gpus import Gpu, find_gpu
+from llmmem.catalogue.gpus import Gpu, find_gpu, gpus
 from llmmem.errors import InputError
 from llmmem.estimation import estimate
 from llmmem.estimation.trace import trace
+from llmmem.results import Peaks, Trace
 from llmmem.setups import Setup
 from llmmem.units import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llmmem.results import Trace
     from llmmem.runner import Runner
 
 PYTHIA = "EleutherAI/pythia-70m"
@@ -144,9 +144,55 @@ def test_a_card_that_is_too_small_is_an_outcome_with_the_peak_up_to_there() -> N
     small = replace(H100, total_bytes=2 * GIB)
     result = trace(Setup(model=PYTHIA, batch_size=8), small)
     assert result.outcome == "oom"
-    assert "out of memory" in result.message
+    assert result.message.startswith("needs ")
+    assert "GiB, has 2.00 GiB: out of memory" in result.message
     assert result.peaks.reserved is not None
     assert GIB < result.peaks.reserved <= small.total_bytes - small.context_bytes
+    assert [phase.phase for phase in result.phases] == ["load", "forward"]
+    assert result.components is not None
+    assert result.components.total == result.peaks.allocated
+
+
+def test_what_fits_needs_its_peaks() -> None:
+    result = traced()
+    assert result.needed == result.peaks
+    assert result.fits_by_memory is not None
+    assert set(result.fits_by_memory) == {gpu.name for gpu in gpus()}
+
+
+@pytest.mark.parametrize(
+    "allocator",
+    [
+        "",
+        "expandable_segments:True",
+        "max_split_size_mb:64",
+        "garbage_collection_threshold:0.6,per_process_memory_fraction:0.9",
+    ],
+)
+def test_what_a_step_needs_does_not_depend_on_the_memory_of_the_card(allocator: str) -> None:
+    setup = Setup(model=PYTHIA, batch_size=4, seq_len=256, allocator=allocator)
+    large = trace(setup, replace(H100, total_bytes=1024 * GIB))
+    assert large.peaks.reserved is not None
+    outcomes = set()
+    for part in (0.1, 0.7, 0.98):  # one that holds the weights only, one that is nearly enough
+        total = H100.context_bytes + int(part * large.peaks.reserved)
+        result = trace(setup, replace(H100, total_bytes=total))
+        outcomes.add(result.outcome)
+        assert result.needed == large.peaks
+        assert result.peaks.reserved is not None
+        assert result.peaks.reserved < large.peaks.reserved
+    assert "oom" in outcomes
+
+
+def test_a_card_has_the_needed_memory_if_its_context_leaves_that_much() -> None:
+    l4 = find_gpu("l4")
+    room = l4.total_bytes - l4.context_bytes
+    fits = [
+        Trace("ok", "", Peaks(), needed=Peaks(1, size, 1)).fits_by_memory or ()
+        for size in (room, room + 1)
+    ]
+    assert ["l4" in names for names in fits] == [True, False]
+    assert Trace("unsupported", "", Peaks()).fits_by_memory is None
 
 
 def test_allocator_settings_are_those_of_the_setup() -> None:
@@ -170,6 +216,7 @@ def test_what_cannot_be_traced_is_said_and_never_guessed(keys: Any, reason: str)
     assert reason in result.message
     assert result.peaks.allocated is None
     assert result.components is None
+    assert result.needed.reserved is None
 
 
 def test_an_unknown_model_is_an_input_error() -> None:
@@ -229,7 +276,14 @@ def test_an_estimate_has_rules_and_a_trace_and_says_what_it_assumed() -> None:
     assert chosen in found.trace.assumptions
     assert found.versions["torch"] == torch.__version__
     assert found.versions["cuda"] == torch.version.cuda
-    assert type(found).from_dict(found.to_dict()) == found
+    document = found.to_dict()
+    assert type(found).from_dict(document) == found
+    assert document["trace"]["needed_process_bytes"] == document["trace"]["peak_process_bytes"]
+    # Written by a version that did not know what is needed.
+    for key in ("needed_allocated_bytes", "needed_reserved_bytes", "needed_process_bytes"):
+        del document["trace"][key]
+    del document["trace"]["fits_by_memory"]
+    assert type(found).from_dict(document).trace == replace(found.trace, needed=Peaks())
     with pytest.raises(InputError, match="rtx4090"):
         estimate(Setup(model=PYTHIA), "rtx4091")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmmem.catalogue.models import ModelEntry
     from llmmem.cli.doctor import Diagnosis
     from llmmem.program import ProgramResult
-    from llmmem.results import Components, Estimate, PhaseResult, Rules, RunResult
+    from llmmem.results import Components, Estimate, PhaseResult, Rules, RunResult, Trace
 
 __all__ = [
     "show_diagnosis",
@@ -36,16 +36,20 @@ HOLDERS_SHOWN = 10
 
 
 def show_estimate(estimate: Estimate) -> None:
-    """Print rules and trace side by side, the trace's phases, and what was assumed."""
+    """Print what is needed, rules and trace side by side, the trace's phases, what was assumed."""
     trace, rules = estimate.trace, estimate.rules
     console = _console()
     console.print(f"{estimate.setup.model}: {estimate.setup.describe()}")
     console.print(f"estimated for {estimate.gpu}: {_ending(trace.outcome, trace.message)}")
     table = _table("", "trace", "rules")
+    for name, size in _needed(trace).items():
+        table.add_row(name, format_size(size), "-")
+    table.add_section()
     for name, size in _figures(trace.peaks, trace.components).items():
         rule = rules.peak_allocated_bytes if name == PEAK_ALLOCATED else None
         table.add_row(name, format_size(size), format_size(rule))
     _print_table(console, table)
+    _print_fits(console, trace)
     _print_rules(console, rules)
     _print_phases(console, trace.phases)
     _print_lines(console, "Assumed by the trace", trace.assumptions)
@@ -58,6 +62,8 @@ def show_run(result: RunResult) -> None:
     card = f" ({result.gpu})" if result.gpu else ""
     ending = _ending(result.outcome, result.message)
     console.print(f"{result.source} on {result.device}{card}: {ending}")
+    if result.outcome == "oom" and result.estimate is not None:
+        _print_fits(console, result.estimate.trace)
     if result.estimate is not None or result.peaks != Peaks():
         _print_account(console, result)
     _print_phases(console, result.phases)
@@ -166,6 +172,10 @@ def _print_account(console: Console, result: RunResult) -> None:
         table = _table("", result.source, "trace", "error", "rules")
         traced = _figures(estimate.trace.peaks, estimate.trace.components)
         comparable = result.outcome == "ok" and estimate.trace.outcome == "ok"
+        if not comparable:
+            for name, size in _needed(estimate.trace).items():
+                table.add_row(name, "-", format_size(size), "-", "-")
+            table.add_section()
         for name, size in _figures(result.peaks, result.components).items():
             error = _error(traced[name], size) if comparable else "-"
             rule = estimate.rules.peak_allocated_bytes if name == PEAK_ALLOCATED else None
@@ -175,6 +185,19 @@ def _print_account(console: Console, result: RunResult) -> None:
     _print_table(console, table)
     if estimate is not None and estimate.trace.outcome != "ok":
         console.print(f"Trace: {_ending(estimate.trace.outcome, estimate.trace.message)}")
+
+
+def _needed(trace: Trace) -> dict[str, int | None]:
+    """The peaks on a card without a limit, in bytes."""
+    return {f"needed {metric}": trace.needed.get(metric) for metric in METRICS}
+
+
+def _print_fits(console: Console, trace: Trace) -> None:
+    fits = trace.fits_by_memory
+    if fits is not None:
+        needed = format_size(trace.needed.process)
+        cards = ", ".join(fits) or "no card of the catalogue"
+        console.print(f"\nNeeds {needed}, as estimated. Fits by memory alone: {cards}")
 
 
 def _figures(peaks: Peaks, components: Components | None) -> dict[str, int | None]:

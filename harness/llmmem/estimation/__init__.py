@@ -41,7 +41,9 @@ def estimate(
     steps of a copy; it stays as it is. A function may give back a Trainer, whose first two steps
     are then estimated as well.
 
-    What cannot be estimated is a result: the trace's outcome is ``unsupported`` or ``oom`` then.
+    What cannot be estimated is a result: the trace's outcome is ``unsupported`` then. With ``oom`` the
+    card is too small; what is needed is known all the same, if the program does not handle a full card
+    itself.
 
     Args:
         what: A setup, a function without arguments, or a Trainer.

@@ -9,7 +9,7 @@ Not modelled: private pools (CUDA graphs, ``MemPool``) and ``record_stream``.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmmem.errors import InputError, UnsupportedError, unknown
@@ -90,6 +90,15 @@ class AllocatorConfig:
                 raise InputError(
                     f"invalid {name}_mb {value // MIB}: it must be at least {smallest // MIB}"
                 )
+
+    def without_limits(self) -> AllocatorConfig:
+        """The same settings, without those that depend on the size of the device's memory."""
+        return replace(
+            self,
+            garbage_collection_threshold=0.0,
+            memory_fraction=1.0,
+            throw_on_cudamalloc_oom=False,
+        )
 
     @property
     def split_limit(self) -> float:
@@ -371,6 +380,9 @@ class CachingAllocator:
         peak_reserved: The same of `reserved`.
         num_alloc_retries: How often everything cached was given back to serve a request.
         num_ooms: How many requests failed.
+        limit_bytes: The most that it may reserve.
+        is_limited: Whether the size of the device's memory has decided anything yet. If not, the
+            state is the same on every larger device.
     """
 
     def __init__(self, config: AllocatorConfig, total_bytes: int, free_bytes: int) -> None:
@@ -382,10 +394,13 @@ class CachingAllocator:
         self.peak_reserved = 0
         self.num_alloc_retries = 0
         self.num_ooms = 0
+        self.is_limited = False
         self._total_bytes = total_bytes
         self._free_bytes = free_bytes
         fraction = config.memory_fraction
         self._allowed = round(fraction * total_bytes) if fraction < 1 else None
+        allowed = free_bytes if self._allowed is None else self._allowed
+        self.limit_bytes = min(allowed, free_bytes)
         self._split_limit = config.split_limit
         self._collects = self._allowed is not None and config.garbage_collection_threshold > 0
         self._small = _Pool(is_small=True)
@@ -494,6 +509,8 @@ class CachingAllocator:
             self._collect_garbage()
         segment_bytes = self.config.segment_size(size)
         block = self._take(pool, size, segment_bytes, stream)
+        if block is None:
+            self.is_limited = True
         if block is None and not self._is_rejected(segment_bytes):
             if self._release_oversize(pool, size, stream):
                 block = self._take(pool, size, segment_bytes, stream)
@@ -571,6 +588,7 @@ class CachingAllocator:
         target = self.reserved - threshold
         if target <= 0:
             return
+        self.is_limited = True
         pool = self._large
         ages = {
             block: pool.searches - block.age_base for block in pool.blocks() if not block.is_split
@@ -631,6 +649,9 @@ class CachingAllocator:
             first = before if before is not None and not before.allocated else block
             if _room(first, size) >= size:
                 return first
+        if stream in pool.unmapped:
+            # The range that there is has no room left: it would have been longer.
+            self.is_limited = True
         page = SMALL_BUFFER if pool.is_small else self.config.large_segment_size
         # 9/8 of the memory, so that a range never runs out because of fragmentation.
         length = -(-9 * self._total_bytes // (8 * page)) * page

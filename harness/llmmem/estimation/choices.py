@@ -131,7 +131,7 @@ def _emptying_cache(tracer: Tracer) -> Iterator[None]:
     def prepare_as_on_gpu(*args: Any, **kwargs: Any) -> Any:
         with (
             replaced(torch.cuda, "is_available", lambda: True),
-            replaced(torch.cuda, "empty_cache", tracer.allocator.empty_cache),
+            replaced(torch.cuda, "empty_cache", tracer.empty_cache),
         ):
             return prepare(*args, **kwargs)
 

@@ -31,6 +31,7 @@ from llmmem.results import Peaks, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from torch import nn
     from transformers import Trainer
@@ -111,7 +112,26 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    return Tracer(allocator, gpu, aten_handlers() | bitsandbytes_handlers(gpu))
+    handlers = aten_handlers() | bitsandbytes_handlers(gpu)
+    return Tracer(allocator, gpu, handlers, _is_oom_handled)
+
+
+# What a function mentions that handles a full card: the error, its message, accelerate's check.
+_OOM_NAMES = frozenset({"OutOfMemoryError", "should_reduce_batch_size"})
+_OOM_MESSAGES = frozenset({"out of memory", "cuda out of memory"})
+
+
+def _is_oom_handled() -> bool:
+    """Whether a function of the program that is running now mentions the error of a full card."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not trace_function.__code__:
+        code = frame.f_code
+        texts = {text.lower().rstrip(".") for text in code.co_consts if isinstance(text, str)}
+        is_ours = frame.f_globals.get("__name__", "").startswith("llmmem.")
+        if not is_ours and (_OOM_NAMES & {*code.co_names} or _OOM_MESSAGES & texts):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

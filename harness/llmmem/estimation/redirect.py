@@ -317,12 +317,14 @@ def _kernels_not_launched(tracer: Tracer) -> Iterator[None]:
 
 
 def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[str, Any]:
-    gpu, allocator = tracer.gpu, tracer.allocator
+    gpu = tracer.gpu
 
     def free_and_total(*_: object) -> tuple[int, int]:
-        return gpu.total_bytes - gpu.context_bytes - allocator.reserved, gpu.total_bytes
+        left = gpu.total_bytes - gpu.context_bytes - tracer.allocator.reserved
+        return max(left, 0), gpu.total_bytes
 
     def statistics(*_: object) -> dict[str, int]:
+        allocator = tracer.allocator
         return {
             "allocated_bytes.all.current": allocator.allocated,
             "allocated_bytes.all.peak": allocator.peak_allocated,
@@ -353,12 +355,12 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "get_device_properties": lambda *_: properties,
         "mem_get_info": free_and_total,
         "memory_stats": statistics,
-        "memory_allocated": lambda *_: allocator.allocated,
-        "max_memory_allocated": lambda *_: allocator.peak_allocated,
-        "memory_reserved": lambda *_: allocator.reserved,
-        "max_memory_reserved": lambda *_: allocator.peak_reserved,
+        "memory_allocated": lambda *_: tracer.allocator.allocated,
+        "max_memory_allocated": lambda *_: tracer.allocator.peak_allocated,
+        "memory_reserved": lambda *_: tracer.allocator.reserved,
+        "max_memory_reserved": lambda *_: tracer.allocator.peak_reserved,
         "reset_peak_memory_stats": lambda *_: reset_peaks(),
-        "empty_cache": allocator.empty_cache,
+        "empty_cache": tracer.empty_cache,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "stream": nullcontext,

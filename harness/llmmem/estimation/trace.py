@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator, OutOfMemory
+from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.kernels import aten_handlers
 from llmmem.estimation.redirect import cuda_redirected
@@ -25,6 +25,7 @@ from llmmem.measurement.timeline import Timeline
 from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.step import execute
+from llmmem.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,8 +48,8 @@ __all__ = [
 def trace(setup: Setup, gpu: Gpu) -> Trace:
     """Estimate the peaks of a setup on a card, in bytes.
 
-    The outcome is ``oom`` where the card is too small (with the peaks up to there), and
-    ``unsupported``, with the reason, where the setup cannot be traced.
+    The outcome is ``oom`` where the card is too small (with the peaks up to there, and what the
+    step needs), and ``unsupported``, with the reason, where the setup cannot be traced.
 
     Raises:
         InputError: The setup names something that does not exist, or contradicts itself.
@@ -175,22 +176,28 @@ def _is_plain_lora(adapter: Any) -> bool:
 
 
 def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
-    """Do the step, with the tracer active; how it ended, and why.
+    """Do the step, with the tracer active; how it ended on the card, and why.
 
     Raises:
         UnsupportedError: It cannot be traced.
     """
     try:
         step()
-    except OutOfMemory as error:
-        return "oom", str(error)
-    except RuntimeError as error:
-        # Operators without a meta kernel, and programs that branch on values.
+    except torch.OutOfMemoryError as error:
+        return "oom", str(error.__cause__ or error)
+    except Exception as error:
         reason = " ".join(str(error).split())
-        raise UnsupportedError(f"the step cannot be traced: {reason}") from error
+        if tracer.full is not None:
+            # On the card it had ended before that.
+            tracer.lost = f"{type(error).__name__}: {reason}"
+        elif isinstance(error, RuntimeError):
+            # Operators without a meta kernel, and programs that branch on values.
+            raise UnsupportedError(f"the step cannot be traced: {reason}") from error
+        else:
+            raise
     finally:
         tracer.end()
-    return "ok", ""
+    return ("ok", "") if tracer.full is None else ("oom", tracer.full.message)
 
 
 def uses_bitsandbytes(setup: Setup) -> bool:
@@ -225,17 +232,20 @@ class TraceObserver:
         self.timeline = Timeline(tracer.clock, tracer.address)
         self._phases: dict[str, Peaks] = {}
         self._total = Peaks(0, 0)
+        self._without_limit = Peaks(0, 0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """All that happens inside belongs to the phase."""
         self._collect()
+        is_on_card = self.tracer.full is None
         try:
             with self.timeline.phase(name):
                 yield
         finally:
             peaks = self._collect()
-            self._phases[name] = self._phases.get(name, peaks).highest(peaks)
+            if is_on_card:
+                self._phases[name] = self._phases.get(name, peaks).highest(peaks)
 
     def step(self) -> AbstractContextManager[None]:
         """An estimate has no clock."""
@@ -258,6 +268,17 @@ class TraceObserver:
     ) -> Trace:
         """The peaks, with what held them."""
         self._collect()
+        needed = self._needed()
+        if outcome == "oom" and needed.reserved is not None:
+            wanted, limit = needed.reserved, self.tracer.card.limit_bytes
+            needs, has = (format_size(size + gpu.context_bytes) for size in (wanted, limit))
+            message = f"needs {needs}, has {has}: {message}"
+        if self.tracer.has_raised_oom:
+            handled = "the program handles it if the card is full: what else it needs is not known"
+            assumptions = (*assumptions, handled)
+        if self.tracer.lost:
+            lost = f"what it needs is not known, as the trace ended early: {self.tracer.lost}"
+            assumptions = (*assumptions, lost)
         if self.tracer.attention_backends:
             backends = ", ".join(sorted(self.tracer.attention_backends))
             chosen = f"attention: {backends}, as PyTorch {torch.__version__} chooses on this card"
@@ -269,7 +290,8 @@ class TraceObserver:
         unknown = self.tracer.cudnn_attention_unknown
         if unknown is not None:
             assumptions = (*assumptions, cudnn_attention(unknown))
-        attribution = self.timeline.attribute(self.tracer.events)
+        full = self.tracer.full
+        attribution = self.timeline.attribute(self.tracer.events, full.clock if full else None)
         held = {phase.phase: phase.components for phase in attribution.phases}
         return Trace(
             outcome=outcome,
@@ -282,15 +304,37 @@ class TraceObserver:
             ),
             context_bytes=gpu.context_bytes,
             assumptions=assumptions,
+            needed=_with_context(needed, gpu) if needed != Peaks() else needed,
         )
 
+    def _needed(self) -> Peaks:
+        """The peaks of allocated and reserved bytes on a card without a limit, where they are known."""
+        tracer = self.tracer
+        if tracer.has_raised_oom or tracer.lost:
+            return Peaks()
+        if tracer.full is not None:
+            return self._without_limit
+        if tracer.card.is_limited:
+            # What was cached has made room in time.
+            return _peaks_since(tracer.without_limit()[0])
+        return self._total
+
     def _collect(self) -> Peaks:
-        """The peaks since the last time, and start anew."""
-        allocator = self.tracer.allocator
-        peaks = Peaks(allocator.peak_allocated, allocator.peak_reserved)
-        allocator.reset_peaks()
+        """The peaks on the card since the last time, and start anew."""
+        tracer = self.tracer
+        if tracer.allocator is not tracer.card:
+            peaks = _peaks_since(tracer.allocator)
+            self._without_limit = self._without_limit.highest(peaks)
+        peaks = _peaks_since(tracer.card)
         self._total = self._total.highest(peaks)
         return peaks
+
+
+def _peaks_since(allocator: CachingAllocator) -> Peaks:
+    """The peaks since the last reset, and reset them."""
+    peaks = Peaks(allocator.peak_allocated, allocator.peak_reserved)
+    allocator.reset_peaks()
+    return peaks
 
 
 def _with_context(peaks: Peaks, gpu: Gpu) -> Peaks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -12,21 +13,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmmem.errors import UnsupportedError
+from llmmem.estimation.allocator import CachingAllocator, OutOfMemory
 from llmmem.estimation.hidden import cublas_workspace
 from llmmem.estimation.known import KnownValues
 from llmmem.estimation.memo import OutputMemo, key_of
 from llmmem.estimation.recipes import Recipe
 from llmmem.guesses import Guesses, guess
 from llmmem.measurement.attribution import Event
+from llmmem.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from llmmem.catalogue.gpus import Gpu
-    from llmmem.estimation.allocator import Block, CachingAllocator
+    from llmmem.estimation.allocator import Block
     from llmmem.estimation.attention import Backend
 
-__all__ = ["Handler", "Placement", "Tracer"]
+__all__ = ["FullCard", "Handler", "Placement", "Tracer"]
 
 # Takes the tracer, an operator and its arguments; gives back what the operator does.
 Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]"
@@ -35,6 +38,17 @@ Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], A
 Placement: TypeAlias = Literal["device", "skeleton"]
 
 aten = torch.ops.aten
+
+# Stands for memory without a limit. It ends a program that allocates until nothing is left.
+UNLIMITED = 2**46
+
+
+@dataclass(frozen=True)
+class FullCard:
+    """The card ran out of memory: how many events there were by then, and what the error says."""
+
+    clock: int
+    message: str
 
 
 class _Life(weakref.ref[Any]):
@@ -64,11 +78,20 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, tensors of the meta device take blocks of the allocator.
 
     Args:
-        allocator: The model that hands out blocks.
+        allocator: The model of the card's allocator.
         gpu: The card whose kernels are assumed.
         handlers: What operators do on a GPU beyond what the meta device shows.
+        is_oom_handled: Called when the card is full: whether the running program handles that
+            error. Then it is raised, as `torch.OutOfMemoryError`. Otherwise the trace goes on as
+            if the card had no limit, so that it also tells what the program needs.
 
     Attributes:
+        card: The model of the card's allocator; as it was left, once the card is full.
+        allocator: The model that hands out blocks: that of the card, and one without a limit once
+            the card is full.
+        full: How the card ran out of memory; None while it has not, or the program handles it.
+        has_raised_oom: Whether the program was left to handle that the card is full.
+        lost: Why the trace did not reach the end once the card was full; else empty.
         events: Allocations and frees so far, in order.
         known: Values on the device, as far as they are known.
         guesses: Where the program has decided by values that are not known.
@@ -80,10 +103,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, allocator: CachingAllocator, gpu: Gpu, handlers: Mapping[Any, Handler]
+        self,
+        allocator: CachingAllocator,
+        gpu: Gpu,
+        handlers: Mapping[Any, Handler],
+        is_oom_handled: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.allocator = allocator
+        self.card = self.allocator = allocator
+        self.full: FullCard | None = None
+        self.has_raised_oom = False
+        self.lost = ""
+        self._is_oom_handled = is_oom_handled
+        # Blocks by number that were taken before the card was full, where it has no limit.
+        self._blocks_without_limit: dict[int, Block] = {}
+        self._emptied: set[int] = set()  # positions among the events
         self.gpu = gpu
         self.events: list[Event] = []
         self.attention_backends: set[Backend] = set()
@@ -226,8 +260,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch._C._pop_torch_dispatch_stack(None)
 
     def take(self, nbytes: int) -> tuple[int, Block]:
-        """A block that no tensor stands for."""
-        block = self.allocator.malloc(nbytes)
+        """A block that no tensor stands for.
+
+        Raises:
+            torch.OutOfMemoryError: The card is full, and the program handles that.
+            OutOfMemory: More is asked for than any card has.
+        """
+        try:
+            block = self.allocator.malloc(nbytes)
+        except OutOfMemory as error:
+            self._card_is_full(nbytes, error)
+            block = self.allocator.malloc(nbytes)
         self._requests.append(nbytes)
         number = len(self._requests)
         self._note(Event("alloc", number, block.size))
@@ -239,8 +282,41 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def give(self, number: int, block: Block) -> None:
         """Give back a block that `take` gave."""
+        if self._blocks_without_limit:
+            block = self._blocks_without_limit.pop(number, block)
         self._note(Event("free", number, block.size))
         self.allocator.free(block)
+
+    def empty_cache(self) -> None:
+        """What ``torch.cuda.empty_cache`` does."""
+        self._emptied.add(self.clock())
+        self.allocator.empty_cache()
+
+    def _card_is_full(self, nbytes: int, error: OutOfMemory) -> None:
+        if self.full is not None:
+            raise error
+        self.has_raised_oom = self.has_raised_oom or self._is_oom_handled()
+        if self.has_raised_oom:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {format_size(nbytes)}."
+            ) from error
+        self.full = FullCard(self.clock(), str(error))
+        self.allocator, self._blocks_without_limit = self.without_limit()
+
+    def without_limit(self) -> tuple[CachingAllocator, dict[int, Block]]:
+        """All events so far on a card without a limit: its allocator, and the live blocks by number."""
+        allocator = CachingAllocator(self.card.config.without_limits(), UNLIMITED, UNLIMITED)
+        blocks: dict[int, Block] = {}
+        for position, event in enumerate(self.events):
+            if position in self._emptied:
+                allocator.empty_cache()
+            if event.kind == "alloc":
+                blocks[event.address] = allocator.malloc(self.requested(event.address))
+            else:
+                allocator.free(blocks.pop(event.address))
+        if len(self.events) in self._emptied:
+            allocator.empty_cache()
+        return allocator, blocks
 
     def scratch(self, *sizes: int) -> _Scratch:
         """Blocks of these bytes while inside (0 takes none); freed in reverse order."""

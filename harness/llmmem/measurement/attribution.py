@@ -109,6 +109,7 @@ def attribute(
     phases: Sequence[Span],
     calls: Sequence[Span],
     labels: Sequence[Label],
+    until: int | None = None,
 ) -> Attribution:
     """Find the allocated peak and tell apart what was alive at it.
 
@@ -124,8 +125,15 @@ def attribute(
         phases: Spans of phases, in order; they do not overlap.
         calls: Spans of module calls, named by the module's path; they nest.
         labels: What was seen to be a weight, a gradient or optimizer state.
+        until: Where to stop looking for peaks. What became of the blocks after it still counts,
+            unless all was loading by then.
     """
+    if until is not None and not any(label.position <= until for label in labels):
+        labels = ()
     lives = _lives(events, phases, calls, labels)
+    if until is not None:
+        lives = [life for life in lives if life.born < until]
+        phases = [phase for phase in phases if phase.start <= until]
     positions = [0] * (len(events) + 1)
     for life in lives:
         positions[life.born] += life.bytes

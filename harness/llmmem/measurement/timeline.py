@@ -76,9 +76,11 @@ class Timeline:
             if address is not None:
                 self.labels.append(Label(now, address, component))
 
-    def attribute(self, events: Sequence[Event]) -> Attribution:
-        """What held the peak of the allocator's events."""
-        return attribute(events, phases=self.phases, calls=self.calls, labels=self.labels)
+    def attribute(self, events: Sequence[Event], until: int | None = None) -> Attribution:
+        """What held the peak of the allocator's events, or of those up to a position."""
+        return attribute(
+            events, phases=self.phases, calls=self.calls, labels=self.labels, until=until
+        )
 
     def modules(self, size: int) -> list[str]:
         """For each of `size` events, the module that it happened in, else the phase."""

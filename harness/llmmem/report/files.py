@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import InputError
-from llmmem.report.records import COLUMNS, SCHEMA
+from llmmem.report.records import ADDED_COLUMNS, COLUMNS, SCHEMA
 from llmmem.report.tables import markdown, plain_rows
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
 def load_report(path: str | Path) -> pd.DataFrame:
     """Read a report that `write` wrote as .csv or .json: an equal frame, dtypes included.
 
-    Columns that no report has are left out.
+    Columns that no report has are left out. What an earlier version did not write is missing.
 
     Raises:
         InputError: Another suffix, a file that cannot be read, or one that is no report.
@@ -91,7 +91,7 @@ def _check_suffix(path: Path, accepted: Mapping[str, object]) -> Path:
 
 
 def _check_columns(columns: Iterable[str]) -> None:
-    for name in COLUMNS.keys() - set(columns):
+    for name in COLUMNS.keys() - ADDED_COLUMNS - set(columns):
         raise ValueError(f"it lacks the column {name!r}")
 
 
@@ -113,7 +113,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
     dtypes = {name: "string" if dtype == "Float64" else dtype for name, dtype in COLUMNS.items()}
     loaded = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
     _check_columns(loaded.columns)
-    return loaded[list(COLUMNS)].astype(dict(COLUMNS))
+    return loaded.reindex(columns=list(COLUMNS)).astype(dict(COLUMNS))
 
 
 def _to_json(frame: pd.DataFrame) -> str:

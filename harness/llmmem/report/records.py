@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmmem.results import COMPONENTS, Components, Estimate, Peaks, PhaseResult
+from llmmem.results import COMPONENTS, METRICS, Components, Estimate, Peaks, PhaseResult
 from llmmem.setups import Setup
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmmem.program import ProgramResult
     from llmmem.results import Outcome, RunResult, Source
 
-__all__ = ["COLUMNS", "SCHEMA", "Record"]
+__all__ = ["ADDED_COLUMNS", "COLUMNS", "SCHEMA", "Record"]
 
 SCHEMA = 1
 TOTAL = "total"
@@ -61,6 +61,9 @@ COLUMNS: Mapping[str, str] = {
     "rule_bytes": "Int64",
     "trace_bytes": "Int64",
     "trace_error_percent": "Float64",
+    "needed_allocated_bytes": "Int64",
+    "needed_reserved_bytes": "Int64",
+    "needed_process_bytes": "Int64",
     "limit_bytes": "Int64",
     "headroom_bytes": "Int64",
     "baseline_bytes": "Int64",
@@ -68,6 +71,10 @@ COLUMNS: Mapping[str, str] = {
     "step_seconds": "Float64",
     **dict.fromkeys(LIBRARIES, "string"),
 }
+
+
+#: Columns that reports of earlier versions lack: they are read as missing values.
+ADDED_COLUMNS = frozenset(f"needed_{metric}_bytes" for metric in METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,9 +232,14 @@ class Record:
         )
 
     @property
+    def is_cut_short(self) -> bool:
+        """Whether it is of an estimate whose peaks are only those up to where the card was full."""
+        return self.source == "estimated" and self.outcome == "oom"
+
+    @property
     def peak_bytes(self) -> int | None:
-        """The peak of the record's metric."""
-        return self.peaks.get(self.metric)
+        """The peak of the record's metric; of an estimate that is cut short, what is needed."""
+        return (self.needed if self.is_cut_short else self.peaks).get(self.metric)
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -252,6 +264,11 @@ class Record:
         return self.estimate.trace.peaks.allocated
 
     @property
+    def needed(self) -> Peaks:
+        """The estimated peaks on a card with the same kernels and unlimited memory."""
+        return self.estimate.trace.needed if self.estimate else Peaks()
+
+    @property
     def trace_error_percent(self) -> float | None:
         """100 x (trace - peak) / peak, allocated.
 
@@ -263,13 +280,14 @@ class Record:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of a report, `TOTAL` first, then one per phase; missing values are ``None``.
 
-        Limit, baseline, the closed form and what was held before are about the whole, so they
-        are on the first row only.
+        Limit, baseline, the closed form, what is needed and what was held before are about the
+        whole, so they are on the first row only.
         """
         about = self._about()
         total = {
             "held_before_bytes": self.held_before_bytes,
             "rule_bytes": self.rule_bytes,
+            **self.needed.to_dict("needed"),
             "limit_bytes": self.limit_bytes,
             "headroom_bytes": self.headroom_bytes,
             "baseline_bytes": self.baseline_bytes,

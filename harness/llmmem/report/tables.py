@@ -24,6 +24,7 @@ __all__ = ["console_table", "console_text", "markdown", "plain_rows"]
 
 MARKDOWN_TEXTS = ("test", "model", "setup", "device", "gpu", "source", "outcome", "message")
 MARKDOWN_SIZES = (
+    "needed_process",
     "weights",
     "gradients",
     "optimizer",
@@ -125,6 +126,8 @@ def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
         cells["setup"] = Setup.from_mapping(json.loads(row["setup"])).describe()
     for name in MARKDOWN_SIZES:
         size = row[f"{name}_bytes"]
+        if name == "needed_process" and row["outcome"] == "ok":
+            size = None  # the peak says it
         cells[name.replace("_", " ")] = "" if size is None else format_size(size)
         if name == "trace":
             error = row["trace_error_percent"]
@@ -164,7 +167,9 @@ def _estimate(record: Record) -> list[_Line]:
     if record.estimate is None:
         return []
     error = record.trace_error_percent
+    needed = record.needed.process
     return [
+        *([("needs", format_size(needed))] if needed and record.outcome == "oom" else []),
         ("trace", format_size(record.trace_bytes)),
         *([] if error is None else [("error", f"{error:+.2f}%")]),
         ("rules", format_size(record.rule_bytes)),
