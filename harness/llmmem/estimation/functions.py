@@ -42,7 +42,6 @@ __all__ = ["is_trainer", "trace_function", "trace_trainer"]
 
 ASSUMPTIONS = (
     "read from the device: whole numbers and masks of the host as they are, else 0 and true",
-    "torch.compile left out: all runs eagerly",
 )
 
 
@@ -87,8 +86,9 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
 
     try:
         observer = TraceObserver(_tracer(gpu))
-        with _as_on_gpu(observer):
+        with _as_on_gpu(observer) as compiled:
             outcome, message = outcome_of(step, observer.tracer)
+        _check_nothing_compiled(compiled)
     except UnsupportedError as error:
         return Trace("unsupported", str(error), Peaks(), assumptions=tuple(assumed))
     return observer.result(outcome, message, gpu, tuple(assumed))
@@ -101,6 +101,16 @@ def _check_settings() -> None:
         raise UnsupportedError(
             "CUBLAS_WORKSPACE_CONFIG: only the default workspace can be traced: "
             "run it with llmmem exec, or unset it"
+        )
+
+
+def _check_nothing_compiled(called: list[str]) -> None:
+    """Fused code keeps less than the operators one by one, and CUDA graphs keep more."""
+    if called:
+        names = ", ".join(dict.fromkeys(called))
+        raise UnsupportedError(
+            f"torch.compile: what a compiled program takes cannot be traced ({names}): run it with "
+            "llmmem exec, or set TORCH_COMPILE_DISABLE=1 to estimate, and to run, it uncompiled"
         )
 
 
@@ -117,7 +127,8 @@ def _tracer(gpu: Gpu) -> Tracer:
 
 
 @contextmanager
-def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
+def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
+    """Gives the names of what was called that a run would have compiled."""
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(process_state_kept())
@@ -128,8 +139,7 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
         stack.enter_context(_labelling(observer))
         choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
-        yield
+        yield stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
 
 
 @contextmanager
