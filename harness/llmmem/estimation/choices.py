@@ -174,9 +174,10 @@ def _cross_entropy(
     """
     is_cast = autocast.dtype is not None and input.is_meta and input.dtype is not torch.float32
     if not is_cast:
-        return functional.cross_entropy(
+        plain: Tensor = functional.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
+        return plain
     is_plain = not target.is_floating_point() and not label_smoothing
     if not is_plain and (weight is not None or reduction != "mean"):
         raise UnsupportedError(
@@ -187,7 +188,7 @@ def _cross_entropy(
     logarithms = torch.log_softmax(input, classes, dtype=input.dtype)
     if target.is_floating_point():
         return _of_probabilities(logarithms, target, label_smoothing, input.shape[classes])
-    likelihood = autocast.call(
+    likelihood: Tensor = autocast.call(
         functional.nll_loss,
         (logarithms, target, weight, size_average, ignore_index, reduce, reduction),
         {},

@@ -81,7 +81,7 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
             from llmmem.estimation import trainers
 
             assumed.extend(trainers.ASSUMPTIONS)
-            trainers.take_first_steps(made)
+            assumed.extend(trainers.take_first_steps(made, observer.tracer.allocator))
         _check_settings()
 
     try:
