@@ -71,4 +71,103 @@ def lora():
         optimizer.zero_grad()
 
 
-PROGRAMS = {program.__name__: program for program in (plain, loss_scaling, lora)}
+def saved_on_host():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(512, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 8)
+    )
+    model.cuda()
+    for is_pinned in (False, True):
+        with torch.autograd.graph.save_on_cpu(pin_memory=is_pinned):
+            loss = model(torch.randn(64, 512, device="cuda")).square().mean()
+        loss.backward()
+
+
+def losses_under_autocast():
+    model = torch.nn.Linear(128, 512).cuda()
+    rows = torch.randn(2048, 128, device="cuda")
+    labels = torch.randint(512, (2048,), device="cuda")
+    shares = torch.rand(2048, 512, device="cuda")
+    for target, smoothing in ((labels, 0.0), (labels, 0.1), (shares, 0.1)):
+        loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            value = loss(model(rows), target)
+        value.backward()
+
+
+class _Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.projected = torch.nn.Linear(width, 3 * width, bias=False)
+        self.output = torch.nn.Linear(width, width, bias=False)
+
+    def forward(self, states):
+        batch, tokens, width = states.shape
+        heads = (
+            self.projected(states).view(batch, tokens, 3, width // 64, 64).permute(2, 0, 3, 1, 4)
+        )
+        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        return states + self.output(attended.transpose(1, 2).reshape(states.shape))
+
+
+def attention_kept():
+    """Checkpoints that keep the outputs of attention, by a kernel that the program chooses."""
+    from functools import partial
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+    kept = [
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    ]
+    blocks = torch.nn.ModuleList([_Block(256) for _ in range(3)]).to("cuda", torch.bfloat16)
+    for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        states = torch.randn(4, 256, 256, device="cuda", dtype=torch.bfloat16)
+        with sdpa_kernel(backend):
+            for block in blocks:
+                states = checkpoint(
+                    block,
+                    states,
+                    use_reentrant=False,
+                    context_fn=partial(create_selective_checkpoint_contexts, kept),
+                )
+            states.float().square().mean().backward()
+
+
+def drawn():
+    generator = torch.Generator(device="cuda").manual_seed(3)
+    torch.randn(64, 64, device="cuda", generator=generator)
+    assert generator.device.type == "cuda"
+    torch.empty(64, pin_memory=True).cuda(non_blocking=True)
+
+
+def offloaded():
+    """Weights that come and go, and an optimizer on the host."""
+    model = torch.nn.Linear(512, 512).cuda()
+    masters = [weight.detach().cpu().requires_grad_() for weight in model.parameters()]
+    optimizer = torch.optim.AdamW(masters)
+    for _ in range(2):
+        model(torch.randn(64, 512, device="cuda")).sum().backward()
+        for master, weight in zip(masters, model.parameters(), strict=True):
+            master.grad = weight.grad.cpu()
+            weight.grad = None
+        optimizer.step()
+        with torch.no_grad():
+            for master, weight in zip(masters, model.parameters(), strict=True):
+                weight.copy_(master)
+        model.to("cpu").to("cuda")
+
+
+PROGRAMS = {
+    program.__name__: program
+    for program in (
+        plain,
+        loss_scaling,
+        lora,
+        saved_on_host,
+        losses_under_autocast,
+        attention_kept,
+        drawn,
+        offloaded,
+    )
+}

@@ -23,18 +23,27 @@ if TYPE_CHECKING:
 L40S = find_gpu("l40s")
 FILE = Path(__file__).with_name("cuda_programs.py")
 PROGRAMS = runpy.run_path(str(FILE))["PROGRAMS"]
+# Each in a process of its own, which finds a fresh GPU.
 RUN = """
+import os
 import runpy
 import sys
 
 from llmmem import simgpu
 
 simgpu.activate("l40s")
-runpy.run_path(sys.argv[1])["PROGRAMS"][sys.argv[2]]()
 
 import torch
 
-print(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+for name, program in runpy.run_path(sys.argv[1])["PROGRAMS"].items():
+    child = os.fork()
+    if not child:
+        program()
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print("peaks", name, *peaks, flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, name
 """
 
 
@@ -44,15 +53,21 @@ def estimated(function: Callable[[], object]) -> llmmem.Trace:
     return trace
 
 
+@pytest.fixture(scope="module")
+def peaks_of_runs(simulated_gpu: None) -> dict[str, tuple[int, int]]:
+    program = [sys.executable, "-c", RUN, str(FILE)]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    words = [line.split() for line in done.stdout.splitlines() if line.startswith("peaks ")]
+    return {name: (int(allocated), int(reserved)) for _, name, allocated, reserved in words}
+
+
 @pytest.mark.filterwarnings("ignore:`:FutureWarning")  # of transformers, about its own names
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_function_is_estimated_as_it_runs_on_the_simulated_gpu(
-    name: str, simulated_gpu: None
+    name: str, peaks_of_runs: dict[str, tuple[int, int]]
 ) -> None:
-    program = [sys.executable, "-c", RUN, str(FILE), name]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
     peaks = estimated(PROGRAMS[name]).peaks
-    assert done.stdout.split() == [str(peaks.allocated), str(peaks.reserved)]
+    assert peaks_of_runs[name] == (peaks.allocated, peaks.reserved)
 
 
 def test_what_is_put_on_cuda_is_there_and_takes_memory() -> None:
@@ -278,7 +293,8 @@ def test_an_estimate_of_a_function_leaves_nothing_behind() -> None:
 
     def function() -> None:
         torch.set_default_device("cuda")
-        torch.compile(nn.Linear(8, 8))(torch.randn(2, 8)).sum().backward()
+        torch.compile(nn.Linear(8, 8))  # not called
+        nn.Linear(8, 8)(torch.randn(2, 8)).sum().backward()
 
     before = watched()
     first = estimated(function)
@@ -300,3 +316,73 @@ def test_a_kernel_of_triton_writes_to_what_is_there_and_takes_nothing() -> None:
 
     trace = estimated(lambda: fill[(1,)](torch.empty(1024, device="cuda"), size=1024))
     assert trace.peaks.allocated == 1024 * 4
+
+
+@torch.compile
+def compiled_before(values: torch.Tensor) -> torch.Tensor:
+    return values * 2
+
+
+def _compiled_inside() -> None:
+    @torch.compile(dynamic=True)
+    def compiled(values: torch.Tensor) -> torch.Tensor:
+        return values * 2
+
+    compiled(torch.ones(8, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda: torch.compile(nn.Linear(8, 8).cuda())(torch.ones(8, device="cuda")), "(Linear)"),
+        (lambda: compiled_before(torch.ones(8, device="cuda")), "(a function)"),
+        (_compiled_inside, "_compiled_inside"),
+    ],
+)
+def test_what_a_run_would_compile_is_estimated_only_where_pytorch_s_switch_is_off(
+    function: Callable[[], object], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = llmmem.estimate(function, "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert named in trace.message
+    assert "llmmem exec" in trace.message
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert estimated(function).peaks.allocated
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+def test_flex_attention_is_refused_and_ends_no_process() -> None:
+    def function() -> None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        heads = torch.randn(1, 4, 128, 64, device="cuda", requires_grad=True)
+        flex_attention(heads, heads, heads).sum().backward()
+
+    trace = llmmem.estimate(function, "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert "flex_attention" in trace.message
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (
+            lambda: nn.Linear(8, 8).cuda()(torch.ones(8, device="cuda", dtype=torch.bfloat16)),
+            "same dtype",
+        ),
+        (
+            lambda: nn.functional.scaled_dot_product_attention(
+                torch.ones(1, 4, 8, 8, device="cuda"),
+                *2 * [torch.ones(1, 3, 8, 8, device="cuda")],
+                enable_gqa=True,
+            ),
+            "must divide the number of heads",
+        ),
+    ],
+)
+def test_what_a_gpu_refuses_has_no_estimate_but_the_error(
+    function: Callable[[], object], error: str
+) -> None:
+    trace = llmmem.estimate(function, "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert error in trace.message

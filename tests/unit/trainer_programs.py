@@ -121,4 +121,26 @@ def qlora(**more):
     return trainer_of(peft.get_peft_model(model, config), optim="paged_adamw_8bit", **more)
 
 
-TRAINERS = {make.__name__: make for make in (full, lora, qlora, mixed, scaled, one_step)}
+def unequal(**more):
+    """So many steps that the longest rows come only later."""
+    import torch
+
+    trainer = trainer_of(_model(), max_steps=12, per_device_train_batch_size=2, **more)
+    lengths = [40] * 20 + [300] * 2 + [60] * 2
+    trainer.train_dataset = [
+        {"input_ids": row, "labels": row} for row in map(torch.arange, lengths)
+    ]
+    return trainer
+
+
+def many_steps(**more):
+    """More than an estimate takes."""
+    trainer = trainer_of(_model(), max_steps=12, bf16=True, logging_steps=4, **more)
+    trainer.train_dataset = [trainer.train_dataset[0]] * 48
+    return trainer
+
+
+TRAINERS = {
+    make.__name__: make
+    for make in (full, lora, qlora, mixed, scaled, one_step, unequal, many_steps)
+}

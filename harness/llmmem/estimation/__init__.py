@@ -37,9 +37,9 @@ def estimate(
     numbers are 0 and booleans are true. It should build its model itself: what it moves to ``cuda``
     stays without values.
 
-    Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by the first two
-    steps of a copy; it stays as it is. A function may give back a Trainer, whose first two steps
-    are then estimated as well.
+    Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by steps of a
+    copy until the peaks are steady; it stays as it is. A function may give back a Trainer, whose
+    steps are then estimated as well.
 
     What cannot be estimated is a result: the trace's outcome is ``unsupported`` then. With ``oom`` the
     card is too small; what is needed is known all the same, if the program does not handle a full card

@@ -79,15 +79,31 @@ def choose_backend(
         return "math"
     if len({shape[0] for shape in shapes}) > 1:
         return "math"
+    # The math kernel says what is wrong, as on a GPU.
+    if key.shape[1] != value.shape[1] or query.shape[1] % key.shape[1]:
+        return "math"
     if any(tensor.stride(-1) != 1 for tensor in (query, key, value)):
         return "math"
-    if prefers_cudnn(gpu) and _is_cudnn_possible(query, key, value, mask, dropout, gpu):
+    # What `torch.nn.attention.sdpa_kernel` and the switches of `torch.backends.cuda` leave on.
+    enabled = torch._C
+    is_cudnn_possible = enabled._get_cudnn_sdp_enabled() and _is_cudnn_possible(
+        query, key, value, mask, dropout, gpu
+    )
+    if is_cudnn_possible and prefers_cudnn(gpu):
         return "cudnn"
-    if _is_flash_possible(query, key, value, mask, dropout, is_causal, gpu):
+    if enabled._get_flash_sdp_enabled() and _is_flash_possible(
+        query, key, value, mask, dropout, is_causal, gpu
+    ):
         return "flash"
-    if _is_efficient_possible(query, key, gpu, query.dtype):
+    if enabled._get_mem_efficient_sdp_enabled() and _is_efficient_possible(
+        query, key, gpu, query.dtype
+    ):
         return "efficient"
-    return "math"
+    if enabled._get_math_sdp_enabled():
+        return "math"
+    if is_cudnn_possible and gpu.compute_capability >= (8, 0):
+        return "cudnn"
+    raise RuntimeError("No available kernel. Aborting execution.")
 
 
 def _is_cudnn_possible(

@@ -34,7 +34,7 @@ FLOAT32 = _names(
     __rpow__ softplus layer_norm group_norm rms_norm norm cosine_similarity poisson_nll_loss
     cosine_embedding_loss nll_loss hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss
     mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss
-    multi_margin_loss binary_cross_entropy_with_logits cross_entropy dist pdist cdist renorm
+    multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm
     logsumexp"""
 )
 FLOAT32_BY_ARGUMENT = _names("prod softmax log_softmax cumprod cumsum sum")

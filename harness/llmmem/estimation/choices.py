@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from llmmem.errors import UnsupportedError
 from llmmem.estimation.attention import attend, choose_backend
 from llmmem.estimation.autocast import Autocast
 
@@ -156,6 +157,67 @@ def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tenso
     return input.softmax(dim, dtype=dtype)
 
 
+def _cross_entropy(
+    autocast: Autocast,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy under autocast, which casts its parts: the log softmax keeps its input's type.
+
+    Source: ``aten/src/ATen/native/LossNLL.cpp``, ``cross_entropy_loss``.
+    """
+    is_cast = autocast.dtype is not None and input.is_meta and input.dtype is not torch.float32
+    if not is_cast:
+        plain: Tensor = functional.cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+        return plain
+    is_plain = not target.is_floating_point() and not label_smoothing
+    if not is_plain and (weight is not None or reduction != "mean"):
+        raise UnsupportedError(
+            "cross_entropy under autocast with label smoothing or probabilities as targets is "
+            "traced only without weights and with reduction='mean': run it with llmmem exec"
+        )
+    classes = 0 if input.dim() == 1 else 1
+    logarithms = torch.log_softmax(input, classes, dtype=input.dtype)
+    if target.is_floating_point():
+        return _of_probabilities(logarithms, target, label_smoothing, input.shape[classes])
+    likelihood: Tensor = autocast.call(
+        functional.nll_loss,
+        (logarithms, target, weight, size_average, ignore_index, reduce, reduction),
+        {},
+        functional.nll_loss,
+    )
+    if not label_smoothing:
+        return likelihood
+    smooth = -logarithms.sum(classes, dtype=torch.float32)
+    ignored = target == ignore_index
+    smooth.masked_fill_(ignored, 0.0)
+    counted = ~ignored
+    count = counted.sum()  # first, as compilers order the operands
+    smooth = smooth.sum(dtype=torch.float32) / count
+    share = label_smoothing / input.shape[classes]
+    return (1 - label_smoothing) * likelihood + smooth * share
+
+
+def _of_probabilities(
+    logarithms: Tensor, target: Tensor, label_smoothing: float, classes: int
+) -> Tensor:
+    if label_smoothing > 0:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    # Held to the end, as what an expression makes in C++.
+    product = logarithms * target
+    summed = product.sum(dtype=torch.float32)
+    negative = -summed
+    return negative / (logarithms.numel() / classes)
+
+
 class _FunctionsAsOnGpu(TorchFunctionMode):
     """Functions whose way depends on the device, seen before they are taken apart."""
 
@@ -168,6 +230,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.dropout: _dropout,
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
+            functional.cross_entropy: partial(_cross_entropy, autocast),
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
             torch.tensor: partial(_tensor, tracer),

@@ -43,7 +43,6 @@ __all__ = ["is_trainer", "trace_function", "trace_trainer"]
 
 ASSUMPTIONS = (
     "read from the device: what follows from values of the host and constants, else zero",
-    "torch.compile left out: all runs eagerly",
 )
 
 
@@ -83,13 +82,17 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
             from llmmem.estimation import trainers
 
             assumed.extend(trainers.ASSUMPTIONS)
-            trainers.take_first_steps(made)
+            assumed.extend(trainers.take_first_steps(made, observer.tracer.allocator))
         _check_settings()
 
     try:
         observer = TraceObserver(_tracer(gpu))
-        with observer.tracer.guesses.told_with_errors(), _as_on_gpu(observer):
+        with (
+            observer.tracer.guesses.told_with_errors(),
+            _as_on_gpu(observer) as compiled,
+        ):
             outcome, message = outcome_of(step, observer.tracer)
+        _check_nothing_compiled(compiled)
     except UnsupportedError as error:
         return Trace("unsupported", str(error), Peaks(), assumptions=tuple(assumed))
     return observer.result(outcome, message, gpu, tuple(assumed))
@@ -102,6 +105,16 @@ def _check_settings() -> None:
         raise UnsupportedError(
             "CUBLAS_WORKSPACE_CONFIG: only the default workspace can be traced: "
             "run it with llmmem exec, or unset it"
+        )
+
+
+def _check_nothing_compiled(called: list[str]) -> None:
+    """Fused code keeps less than the operators one by one, and CUDA graphs keep more."""
+    if called:
+        names = ", ".join(dict.fromkeys(called))
+        raise UnsupportedError(
+            f"torch.compile: what a compiled program takes cannot be traced ({names}): run it with "
+            "llmmem exec, or set TORCH_COMPILE_DISABLE=1 to estimate, and to run, it uncompiled"
         )
 
 
@@ -135,7 +148,8 @@ def _is_oom_handled() -> bool:
 
 
 @contextmanager
-def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
+def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
+    """Gives the names of what was called that a run would have compiled."""
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(process_state_kept())
@@ -146,8 +160,7 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[None]:
         stack.enter_context(_labelling(observer))
         choices = stack.enter_context(gpu_choices(tracer))
         stack.enter_context(tracer)
-        stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
-        yield
+        yield stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
 
 
 @contextmanager

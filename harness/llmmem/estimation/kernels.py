@@ -121,15 +121,37 @@ def _to_copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> An
     is_read = device is not None and torch.device(device).type == "cpu"
     if not (_is_on_device(tensor) and is_read):
         return tracer.run(func, args, kwargs)
-    with tracer.scratch(0 if tensor.is_contiguous() else _nbytes(tensor)):
-        values = _read(tracer, func, tensor)
-        return values.to(kwargs.get("dtype") or tensor.dtype, copy=True).contiguous()
+    dtype = kwargs.get("dtype") or tensor.dtype
+    # The copy lies in memory as the tensor does.
+    is_alike = dtype is tensor.dtype and _is_dense(tensor)
+    with tracer.scratch(_staging(tensor, is_alike=is_alike)):
+        return _on_host(tracer, func, tensor, dtype)
+
+
+def _on_host(tracer: Tracer, func: Any, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy on the host, which lies in memory as the tensor does if that is dense."""
+    host = torch.empty_like(tensor, dtype=dtype, device="cpu")
+    return host.copy_(_read(tracer, func, tensor))
+
+
+def _staging(source: Tensor, *, is_alike: bool) -> int:
+    """Bytes of the contiguous copy through which a tensor goes to a host tensor that lies otherwise.
+
+    Source: ``aten/src/ATen/native/cuda/Copy.cu``, ``copy_requires_temporaries``.
+    """
+    return 0 if is_alike or source.is_contiguous() else _nbytes(source)
 
 
 def _copy(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     target, source = args[:2]
     if _is_on_device(source) and not _is_on_device(target):
-        return target.copy_(_to_copy(tracer, aten._to_copy.default, (source,), {"device": "cpu"}))
+        is_alike = (
+            target.dtype is source.dtype
+            and target.stride() == source.stride()
+            and _is_dense(source)
+        )
+        with tracer.scratch(_staging(source, is_alike=is_alike)):
+            return target.copy_(_read(tracer, func, source))
     return tracer.run(func, args, kwargs)
 
 
@@ -284,11 +306,17 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
 
 
 def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    left, right = [value for value in args if isinstance(value, Tensor)][-2:]
+    if left.dtype is not right.dtype and _is_on_device(left):
+        # CUDA refuses what the meta device computes.
+        raise RuntimeError(
+            "expected mat1 and mat2 to have the same dtype, but got: "
+            f"{left.dtype} and {right.dtype}"
+        )
     out = tracer.run(func, args, kwargs)
     if not _is_on_device(out):
         return out
-    operands = [value for value in args if isinstance(value, Tensor)][-2:]
-    with tracer.scratch(*(_operand_copy(operand) for operand in operands)):
+    with tracer.scratch(_operand_copy(left), _operand_copy(right)):
         tracer.use_cublas()
     return out
 

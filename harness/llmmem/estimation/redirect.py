@@ -8,9 +8,11 @@ model.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, wraps
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from torch.utils import _device, checkpoint
 from torch.utils._device import DeviceContext
 from torch.utils._device import _device_constructors as _constructors
 
+from llmmem.errors import UnsupportedError
 from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
@@ -41,9 +44,10 @@ _FROM_VALUES = (torch.as_tensor, torch.asarray, Tensor.new_tensor)
 @contextmanager
 def cuda_redirected(
     tracer: Tracer, choices: TorchFunctionMode, reset_peaks: Callable[[], object]
-) -> Iterator[None]:
+) -> Iterator[list[str]]:
     """Run what is inside as if the tracer's card were in this machine.
 
+    Gives the names of what was called that a run would have compiled with ``torch.compile``.
     `gpu_choices` must be in force: autocast for ``cuda`` becomes what that makes of it.
 
     Args:
@@ -61,7 +65,8 @@ def cuda_redirected(
         stack.enter_context(_autocast_redirected())
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
-        stack.enter_context(_nothing_compiled())
+        stack.enter_context(_generators_redirected())
+        compiled = stack.enter_context(_compiled_run_eagerly())
         stack.enter_context(_kernels_not_launched(tracer))
         # Modules then move their parameters as between the host and a GPU: each stays the object
         # that it is (see `_Redirection._set_data`).
@@ -70,7 +75,8 @@ def cuda_redirected(
         )
         redirection = stack.enter_context(_Redirection(tracer))
         stack.enter_context(modes_in_backward(choices, redirection))
-        yield
+        stack.enter_context(_saved_tensors_packed(choices, redirection))
+        yield compiled
 
 
 def _redirected(device: Any) -> Any:
@@ -269,6 +275,60 @@ def _checkpoints_compared() -> Iterator[None]:
         extractors.update(before)
 
 
+class _Generator(torch.Generator):
+    """A generator that says it is on the GPU: what it draws there has no values."""
+
+    device = CUDA
+
+
+@contextmanager
+def _generators_redirected() -> Iterator[None]:
+    """``torch.Generator(device="cuda")`` needs a driver: one of the host stands for it."""
+    made = torch.Generator
+
+    class Generator(made):  # type: ignore[misc,valid-type]
+        def __new__(cls, device: Any = "cpu") -> Any:
+            with torch._C.DisableTorchFunction():
+                is_cuda = _placement_of(device) == "device"
+                return _Generator.__new__(_Generator) if is_cuda else made(device)
+
+    with (
+        replaced(torch, "Generator", Generator),
+        replaced(torch.cuda, "default_generators", (_Generator(),)),
+    ):
+        yield
+
+
+@contextmanager
+def _saved_tensors_packed(*modes: TorchFunctionMode) -> Iterator[None]:
+    """Hooks on saved tensors see devices as the program does.
+
+    Autograd calls them from within operators, where function modes are off. Those of checkpoints,
+    which move nothing, stay as they are.
+    """
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    initialize = hooks.__init__
+
+    def seeing(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(value: Any) -> Any:
+            active = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+            with ExitStack() as stack:
+                for mode in modes:
+                    if mode not in active:
+                        stack.enter_context(mode)
+                return hook(value)
+
+        return call
+
+    def initialize_seeing(self: Any, pack_hook: Any, unpack_hook: Any) -> None:
+        if type(self).__module__ != checkpoint.__name__:
+            pack_hook, unpack_hook = seeing(pack_hook), seeing(unpack_hook)
+        initialize(self, pack_hook, unpack_hook)
+
+    with replaced(hooks, "__init__", initialize_seeing):
+        yield
+
+
 @contextmanager
 def _nothing_pinned() -> Iterator[None]:
     """Data loaders give their batches as they are: their threads see no mode."""
@@ -278,19 +338,77 @@ def _nothing_pinned() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Run eagerly what is, or has been, given to ``torch.compile``."""
+#: PyTorch's own switches: with one of them a run compiles nothing either.
+_COMPILE_SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
 
-    def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
-        return (lambda function: function) if model is None else model
+
+def _is_higher_order(function: Any) -> bool:
+    """Whether PyTorch gives it to ``torch.compile`` itself, wherever a program calls it eagerly."""
+    module = getattr(function, "__module__", None) or ""
+    name = getattr(function, "__name__", "")
+    is_flex = module == "torch.nn.attention.flex_attention" and "flex_attention" in name
+    return is_flex or module.startswith("torch._higher_order_ops.")
+
+
+def _refuse_higher_order(*_: object, **__: object) -> None:
+    """Under a mode such an operator has no gradient: autograd would end the process."""
+    raise UnsupportedError(
+        "flex_attention and other higher-order operators (torch.cond, while_loop) cannot be "
+        "traced: run it with llmmem exec"
+    )
+
+
+@contextmanager
+def _compiled_run_eagerly() -> Iterator[list[str]]:
+    """Run eagerly what is, or has been, given to ``torch.compile``, and list what was called.
+
+    Nothing is listed where PyTorch's own switch has a run do the same.
+    """
+    called: list[str] = []
+    hooks: list[Any] = []
+    is_disabled = any(os.environ.get(name) == "1" for name in _COMPILE_SWITCHES)
+
+    def compile_nothing(model: Any = None, *, disable: bool = False, **kwargs: Any) -> Any:
+        if model is None:
+            return partial(compile_nothing, disable=disable, **kwargs)
+        if _is_higher_order(model):
+            return _refuse_higher_order
+        if disable or is_disabled:
+            return model
+        if isinstance(model, nn.Module):
+            compile_module(model)
+            return model
+
+        @wraps(model)
+        def listed(*args: Any, **kwargs: Any) -> Any:
+            called.append(getattr(model, "__qualname__", type(model).__qualname__))
+            return model(*args, **kwargs)
+
+        return listed
+
+    def compile_module(module: nn.Module, *_: Any, **__: Any) -> None:
+        def on_call(module: nn.Module, _: Any) -> None:
+            called.append(type(module).__qualname__)
+
+        if not is_disabled:
+            hooks.append(module.register_forward_pre_hook(on_call))
+
+    def callback_of(callback: Any) -> None:
+        """What runs what was compiled before: nothing, as in the stance ``force_eager``."""
+        if callable(callback) and not is_disabled:
+            called.append("a function")
 
     with ExitStack() as stack:
         stack.enter_context(replaced(torch, "compile", compile_nothing))
-        stack.enter_context(replaced(nn.Module, "compile", lambda self, *_, **__: None))
-        if "torch._dynamo" in sys.modules:
+        stack.enter_context(replaced(nn.Module, "compile", compile_module))
+        if frames := sys.modules.get("torch._dynamo.eval_frame"):
+            stack.enter_context(replaced(frames, "_callback_from_stance", callback_of))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+        try:
+            yield called
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,37 +25,83 @@ from transformers.utils.quantization_config import QuantizationMethod
 from llmmem.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import Trainer, TrainingArguments
+
+    from llmmem.estimation.allocator import CachingAllocator
 
 __all__ = ["ASSUMPTIONS", "copy_on_gpu", "take_first_steps"]
 
-# The first allocates the optimizer's state; in the second it is there throughout.
-STEPS = 2
+# The first allocates the optimizer's state; in the second it is there throughout, and may leave
+# other gaps in the cache for the third.
+FIRST_STEPS = 3
+MAX_STEPS = 8
+# Rows whose lengths are looked at.
+MAX_ROWS = 2_000
 ASSUMPTIONS = (
-    f"at most {STEPS} optimizer steps of the Trainer, on the first batches that it takes",
+    f"steps of the Trainer until one raises no peak (at least {FIRST_STEPS}, at most {MAX_STEPS})",
     "the Trainer's callbacks, evaluation, logs and checkpoints left out",
 )
 _BUILD_IT = "estimate a function that builds and returns the Trainer, as it would on a GPU"
 
 
-class _StopEarly(TrainerCallback):
+class _StopWhenSteady(TrainerCallback):
+    """Ends the training after a step that raises no peak, or after `MAX_STEPS`."""
+
+    def __init__(self, allocator: CachingAllocator, first_steps: int) -> None:
+        self._allocator = allocator
+        self._first_steps = first_steps
+        self._peaks = (0, 0)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step >= STEPS:
+        before = self._peaks
+        self._peaks = (self._allocator.peak_allocated, self._allocator.peak_reserved)
+        is_steady = state.global_step >= self._first_steps and self._peaks == before
+        if is_steady or state.global_step >= MAX_STEPS:
             control.should_training_stop = True
 
 
-def take_first_steps(trainer: Trainer) -> None:
-    """Train for a few steps, and write, log and send nothing. Its arguments are left alone.
+class _LongestSoon(torch.utils.data.Sampler[int]):
+    """The rows in their order, but with the longest ones after the first few."""
+
+    def __init__(self, sampler: Any, lengths: list[int], head: int, batch: int) -> None:
+        self._sampler = sampler
+        self._head = head
+        self._longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:batch]
+
+    def __len__(self) -> int:
+        return len(self._sampler) + len(self._longest)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = iter(self._sampler)
+        yield from islice(rows, self._head)
+        yield from self._longest
+        yield from rows
+
+
+def take_first_steps(trainer: Trainer, allocator: CachingAllocator) -> tuple[str, ...]:
+    """Train until the peaks are steady, and write, log and send nothing.
+
+    Gives what is assumed of the lengths of rows.
+
+    Its arguments are left alone. Where the training is longer than that and rows differ in length,
+    a batch of the longest ones comes early.
+
+    Args:
+        trainer: It trains.
+        allocator: Tells the peaks so far.
 
     Raises:
         UnsupportedError: Steps of such a trainer cannot be traced.
     """
     _check_supported(trainer)
     trainer.args = _quiet(trainer.args)
+    first_steps, lengths = _plan(trainer)
     trainer.callback_handler = CallbackHandler(  # type: ignore[no-untyped-call]
-        [DefaultFlowCallback(), _StopEarly()],
+        [DefaultFlowCallback(), _StopWhenSteady(allocator, first_steps)],
         trainer.model,
         trainer.processing_class,
         trainer.optimizer,
@@ -62,6 +111,49 @@ def take_first_steps(trainer: Trainer) -> None:
     # What is to be logged is still read from the device.
     trainer.log = _log_nothing  # type: ignore[method-assign]
     trainer.train()
+    return lengths
+
+
+def _plan(trainer: Trainer) -> tuple[int, tuple[str, ...]]:
+    """How many steps there are at least, and what is assumed of the lengths of rows.
+
+    A short training is taken as it is.
+    """
+    arguments = trainer.args
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    dataset: Any = trainer.train_dataset
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        unknown = "rows of a stream: longer ones than those of the first batches take more"
+        return FIRST_STEPS, (unknown,)
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = math.ceil(len(dataset) / batch * arguments.num_train_epochs)
+    lengths = [_length(dataset[row]) for row in range(min(len(dataset), MAX_ROWS))]
+    if len(set(lengths)) < 2:
+        return FIRST_STEPS, ()
+    if steps <= MAX_STEPS:
+        return MAX_STEPS, ()
+    sampler = trainer._get_train_sampler()
+    # Others repeat rows in groups, as GRPO does.
+    if not isinstance(sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler):
+        return FIRST_STEPS, (
+            "rows of different lengths: longer ones than those of the first batches take more",
+        )
+    soon = _LongestSoon(sampler, lengths, FIRST_STEPS * batch, batch)
+    trainer._get_train_sampler = lambda *_: soon  # type: ignore[method-assign]
+    looked_at = f"the first {MAX_ROWS:,} rows" if len(dataset) > MAX_ROWS else "all rows"
+    return FIRST_STEPS + 2, (
+        f"rows of different lengths: a batch of the longest of {looked_at} is among the steps, "
+        "whether or not the training comes to it",
+    )
+
+
+def _length(row: Any) -> int:
+    """Elements of all columns of a row: of no unit, to compare rows."""
+    if not isinstance(row, Mapping):
+        return 0
+    values = [value for value in row.values() if hasattr(value, "__len__")]
+    return sum(len(value) for value in values if getattr(value, "ndim", 1))
 
 
 def _log_nothing(*_: object, **__: object) -> None:
