@@ -6,6 +6,7 @@ Each scenario is a function; the last ones break the job.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -107,7 +108,10 @@ def exchanges() -> None:
     dist.all_to_all_single(received, on_gpu([RANK] * sum(sizes[RANK])), take, sizes[RANK])
     ask([0] * take[0] + [1] * take[1], received)
     inbox = on_gpu([0, 0, 0])
-    both = [dist.P2POp(dist.isend, on_gpu([RANK, 5, 6]), OTHER), dist.P2POp(dist.irecv, inbox, OTHER)]
+    both = [
+        dist.P2POp(dist.isend, on_gpu([RANK, 5, 6]), OTHER),
+        dist.P2POp(dist.irecv, inbox, OTHER),
+    ]
     for work in dist.batch_isend_irecv(both):
         work.wait()
     ask([OTHER, 5, 6], inbox)
@@ -182,7 +186,7 @@ def split_groups() -> None:
 
 
 def nothing_is_left() -> None:
-    files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    files = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert not [file for file in files if "llmmem-ranks" in file]
     assert not [path for path in Path("/dev/shm").iterdir() if "llmmem" in path.name]
 
@@ -247,7 +251,8 @@ def main() -> None:
         no_peer,
     ):
         scenario()
-        print(f"rank {RANK}: {scenario.__name__}", flush=True)
+        sys.stdout.write(f"rank {RANK}: {scenario.__name__}\n")
+        sys.stdout.flush()
     os._exit(0)  # the other rank is not there to end the job with
 
 

@@ -1,6 +1,6 @@
 """accelerate's own loop, with its gathered metrics and objects.
 
-    llmmem exec --device sim:h100x2 -- accelerate launch --multi_gpu --num_processes 2 accelerate_ddp.py
+llmmem exec --device sim:h100x2 -- accelerate launch --multi_gpu --num_processes 2 accelerate_ddp.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Attention over a sequence that the ranks share (context_parallel).
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 context_parallel.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 context_parallel.py
 """
 
 import os

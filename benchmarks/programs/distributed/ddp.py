@@ -1,6 +1,6 @@
 """DistributedDataParallel over a small Llama, with a sampler, clipped gradients and a logged loss.
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 ddp.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 ddp.py
 """
 
 import os
@@ -27,8 +27,8 @@ rows = TensorDataset(torch.randint(0, 512, (16, 64)))
 sampler = DistributedSampler(rows)
 for epoch in range(2):
     sampler.set_epoch(epoch)
-    for (ids,) in DataLoader(rows, batch_size=4, sampler=sampler):
-        ids = ids.cuda()
+    for (row,) in DataLoader(rows, batch_size=4, sampler=sampler):
+        ids = row.cuda()
         loss = replica(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(replica.parameters(), 1.0)

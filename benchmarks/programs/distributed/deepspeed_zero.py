@@ -1,6 +1,6 @@
 """DeepSpeed's engine: ZeRO of a stage, with the optimizer, or parameters too, in host memory if asked for.
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 deepspeed_zero.py 3 offload
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 deepspeed_zero.py 3 offload
 """
 
 import os

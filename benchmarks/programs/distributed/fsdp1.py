@@ -1,6 +1,6 @@
 """FullyShardedDataParallel, each layer a unit, parameters from rank 0, and a full state dict at its end.
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 fsdp1.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 fsdp1.py
 """
 
 import functools

@@ -1,6 +1,6 @@
 """fully_shard with mixed precision, and a distributed checkpoint's state dict.
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 fsdp2.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 fsdp2.py
 """
 
 import os

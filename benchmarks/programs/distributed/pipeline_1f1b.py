@@ -1,6 +1,6 @@
 """A pipeline of as many stages as ranks, by the 1F1B schedule; a stage learns its shapes from the one before.
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 pipeline_1f1b.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 pipeline_1f1b.py
 """
 
 import os
@@ -15,9 +15,7 @@ dist.init_process_group("nccl")
 
 layers = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(2))).cuda()
 stage = PipelineStage(layers, rank, stages, torch.device("cuda", rank))
-schedule = Schedule1F1B(
-    stage, n_microbatches=4, loss_fn=lambda out, target: torch.nn.functional.mse_loss(out, target)
-)
+schedule = Schedule1F1B(stage, n_microbatches=4, loss_fn=torch.nn.functional.mse_loss)
 optimizer = torch.optim.AdamW(layers.parameters())
 for _ in range(2):
     batch = torch.randn(16, 256, device="cuda")

@@ -1,6 +1,6 @@
 """Tensor and sequence parallel layers (parallelize_module).
 
-    llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 tensor_parallel.py
+llmmem exec --device sim:h100x2 -- torchrun --nproc-per-node 2 tensor_parallel.py
 """
 
 import os
@@ -20,6 +20,8 @@ torch.cuda.set_device(rank)
 
 
 class Block(torch.nn.Module):
+    """A feed-forward block."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = torch.nn.LayerNorm(width)
@@ -27,6 +29,7 @@ class Block(torch.nn.Module):
         self.down = torch.nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block applied to x, of shape (rows, tokens, width)."""
         return self.down(torch.nn.functional.gelu(self.up(self.norm(x))))
 
 
