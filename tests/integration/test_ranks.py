@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 SCENARIOS = Path(__file__).with_name("rank_scenarios.py")
 
 ONE_PROCESS = """
-import json, os
+import ctypes, json, os
 from llmmem import simgpu
-simgpu.activate("h100", count=4)
+gpu = simgpu.activate("h100", count=4)
 import torch, torch.distributed as dist
 from torch.cuda import nccl
 
@@ -39,6 +39,26 @@ seen = {
     "parts": [each.item() for each in parts],
     "broadcast": [each.tolist() for each in given],
 }
+
+# Narrow floats, which C has no types for: products are exact in float32, so that only rounding can differ.
+core = ctypes.CDLL(str(gpu.libraries.core))
+for number, dtype, codes in (
+    (6, torch.float16, torch.int16),
+    (9, torch.bfloat16, torch.int16),
+    (10, torch.float8_e4m3fn, torch.uint8),
+    (11, torch.float8_e5m2, torch.uint8),
+):
+    a, b = (torch.randint(0, 256 ** codes.itemsize, (20000,)).to(codes).view(dtype) for _ in range(2))
+    if dtype == torch.bfloat16:  # where it has as wide a range as float32, not beyond that
+        a, b = (torch.randn(20000).to(dtype) for _ in range(2))
+    out = torch.zeros_like(a)
+    inputs = (ctypes.c_void_p * 2)(a.data_ptr(), b.data_ptr())
+    count, to = ctypes.c_size_t(len(a)), ctypes.c_void_p(out.data_ptr())
+    core.sim_reduce(number, 1, inputs, ctypes.c_size_t(0), 2, count, to)
+    expected = a.float() * b.float()
+    if dtype.itemsize == 1:  # NCCL's conversion takes the largest number for all above
+        expected = expected.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+    assert torch.equal(out.float().nan_to_num(1e30), expected.to(dtype).float().nan_to_num(1e30)), dtype
 
 os.environ["LLMMEM_ABSENT_RANKS"] = "alike"
 torch.cuda.set_device(0)
