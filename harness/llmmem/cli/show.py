@@ -84,16 +84,19 @@ def show_program(result: ProgramResult) -> None:
     headline = f"llmmem: {result.source} on {result.device} ({result.gpu}): {ending}"
     console.print(f"\n{headline}", soft_wrap=True)
     if result.processes:
-        table = _table("process", "GPU", *(f"peak {metric}" for metric in METRICS))
+        ranked = any(process.rank is not None for process in result.processes)
+        rank = ("rank",) if ranked else ()
+        table = _table("process", *rank, "GPU", *(f"peak {metric}" for metric in METRICS))
         for process in result.processes:
             table.add_row(
                 f"{process.pid} {shlex.join(process.command)}",
+                *("" if process.rank is None else str(process.rank) for _ in rank),
                 str(process.index),
                 *(format_size(process.peaks.get(metric)) for metric in METRICS),
             )
         if len(result.processes) > 1:
             highest = (format_size(result.peaks.get(metric)) for metric in METRICS)
-            table.add_row("highest", "", *highest)
+            table.add_row("highest", *("" for _ in rank), "", *highest)
         _print_table(console, table)
     _print_lines(console, "Notes", result.notes)
 

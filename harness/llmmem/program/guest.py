@@ -52,6 +52,8 @@ def _note(gpu: SimulatedGpu, account: Account) -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        account.note_rank(torch.distributed.get_rank())
     out_of_memory = 0
     for device in range(torch.cuda.device_count()):
         stats = torch.cuda.memory_stats(device)  # empty before PyTorch has used CUDA

@@ -27,12 +27,14 @@ class ProcessPeaks:
         index: Which GPU, whatever `CUDA_VISIBLE_DEVICES` was.
         peaks: Its peaks. What PyTorch's allocator took is not known of a process that did not
             import it, or that was killed.
+        rank: Its rank in a distributed job; None if it has none, or did not say.
     """
 
     pid: int
     command: tuple[str, ...]
     index: int
     peaks: Peaks
+    rank: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, ready for JSON."""
@@ -40,6 +42,7 @@ class ProcessPeaks:
             "pid": self.pid,
             "command": list(self.command),
             "index": self.index,
+            "rank": self.rank,
             **self.peaks.to_dict(),
         }
 
@@ -90,6 +93,8 @@ class ProgramResult:
         several_gpus = len({process.index for process in self.processes}) > 1
         for process in self.processes:
             name = shlex.join(process.command)
+            if process.rank is not None:
+                name += f" [rank {process.rank}]"
             if several_gpus:
                 name += f" [GPU {process.index}]"
             alike = sum(other.partition(" #")[0] == name for other in named)

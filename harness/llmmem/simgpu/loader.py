@@ -41,6 +41,8 @@ class Account:
         self._listener: Any = None  # as long as the library may call it
         note = core.sim_ledger_note_allocator
         note.argtypes, note.restype = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64], None
+        core.sim_ledger_note_rank.argtypes = [ctypes.c_uint64]
+        core.sim_ledger_note_rank.restype = None
         for name in ("sim_ledger_note_failure", "sim_ledger_note_remarks"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_char_p], None
@@ -105,6 +107,10 @@ class Account:
     def note_allocator(self, device: int, allocated: int, reserved: int) -> None:
         """Note in the ledger of this process, if it has one, what PyTorch's allocator reached."""
         self._core.sim_ledger_note_allocator(device, allocated, reserved)
+
+    def note_rank(self, rank: int) -> None:
+        """Note the rank of this process in its distributed job."""
+        self._core.sim_ledger_note_rank(rank)
 
     def note_failure(self, text: str) -> None:
         """Note in the ledger of this process, if it has one, how it ran out of memory."""

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const char MAGIC[8] = {'l', 'l', 'm', 'm', 'e', 'm', '0', '1'};
+static const char MAGIC[8] = {'l', 'l', 'm', 'm', 'e', 'm', '0', '2'};
 
 static sim_ledger *ledger;
 
@@ -24,6 +24,15 @@ static int new_file(const char *directory) {
         int file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (file >= 0 || errno != EEXIST) return file;
     }
+}
+
+/* As torchrun and other launchers give it. */
+static uint64_t told_rank(void) {
+    const char *text = getenv("RANK");
+    char *end;
+    if (!text || *text < '0' || *text > '9') return SIM_NOT_KNOWN;
+    uint64_t rank = strtoull(text, &end, 10);
+    return *end ? SIM_NOT_KNOWN : rank;
 }
 
 static void read_command(char *out, size_t size) {
@@ -55,6 +64,7 @@ void sim_ledger_open(void) {
     ledger = memory;
     memset(ledger->devices, 0xff, sizeof ledger->devices); /* SIM_NOT_KNOWN */
     ledger->pid = (uint64_t)getpid();
+    ledger->rank = told_rank();
     read_command(ledger->command, sizeof ledger->command);
     memcpy(ledger->magic, MAGIC, sizeof MAGIC); /* last: it is whole now */
 }
@@ -72,6 +82,10 @@ void sim_ledger_note_allocator(int ordinal, uint64_t allocated, uint64_t reserve
     if (!ledger || device < 0) return;
     raise_to(&ledger->devices[device].allocated, allocated);
     raise_to(&ledger->devices[device].reserved, reserved);
+}
+
+void sim_ledger_note_rank(uint64_t rank) {
+    if (ledger) ledger->rank = rank;
 }
 
 void sim_ledger_note_failure(const char *text) {

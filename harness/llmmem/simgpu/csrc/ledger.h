@@ -19,8 +19,9 @@ typedef struct {
 
 /* The file (read by llmmem/program/ledger.py). */
 typedef struct {
-    char magic[8]; /* "llmmem01" */
+    char magic[8]; /* "llmmem02" */
     uint64_t pid;
+    uint64_t rank; /* its number among the ranks of the job, or SIM_NOT_KNOWN */
     sim_ledger_peaks devices[SIM_MAX_DEVICES];
     char failure[1024]; /* how it ran out of memory, if it did */
     char remarks[2048]; /* what decides how to read the figures, a line each */
@@ -36,6 +37,7 @@ void sim_ledger_note(int device, size_t process_bytes);
 /* What PyTorch's allocator reached on the device with an ordinal; only a higher figure changes what is
  * noted. */
 SIM_API void sim_ledger_note_allocator(int ordinal, uint64_t allocated, uint64_t reserved);
+SIM_API void sim_ledger_note_rank(uint64_t rank);
 SIM_API void sim_ledger_note_failure(const char *text);
 SIM_API void sim_ledger_note_remarks(const char *lines);
 

@@ -25,8 +25,7 @@ __attribute__((constructor)) static void share(void) {
     pthread_atfork(NULL, NULL, forget_own);
 }
 
-/* Whether a process runs; one that only waits to be reaped does not, and holds nothing any more. */
-static bool is_running(pid_t pid) {
+bool sim_is_running(pid_t pid) {
     char path[64], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     FILE *file = fopen(path, "r");
@@ -44,7 +43,7 @@ static entry *take_entry(void) {
     for (size_t i = 0; i < SIM_MAX_PROCESSES; i++) {
         entry *e = &entries[i];
         pid_t before = __atomic_load_n(&e->pid, __ATOMIC_ACQUIRE);
-        if (before && before != self && is_running(before)) continue;
+        if (before && before != self && sim_is_running(before)) continue;
         if (!__atomic_compare_exchange_n(&e->pid, &before, self, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
         memset(e->uses, 0, sizeof e->uses);
         return e;
@@ -65,7 +64,7 @@ size_t sim_list_processes(int device, sim_process list[SIM_MAX_PROCESSES]) {
         const entry *e = &entries[i];
         pid_t pid = __atomic_load_n(&e->pid, __ATOMIC_ACQUIRE);
         if (!pid || !e->uses[device]) continue;
-        if (e == own || is_running(pid)) list[count++] = (sim_process){(unsigned int)pid, e->bytes[device]};
+        if (e == own || sim_is_running(pid)) list[count++] = (sim_process){(unsigned int)pid, e->bytes[device]};
     }
     return count;
 }

@@ -8,6 +8,8 @@
 
 #include "account.h"
 
+#include <sys/types.h>
+
 #define SIM_MAX_PROCESSES 64
 
 typedef struct {
@@ -20,5 +22,8 @@ void sim_publish(int device, size_t bytes);
 
 /* The living processes that use a device; how many there are, at most SIM_MAX_PROCESSES. */
 SIM_API size_t sim_list_processes(int device, sim_process list[SIM_MAX_PROCESSES]);
+
+/* Whether a process runs; one that only waits to be reaped does not, and holds nothing any more. */
+bool sim_is_running(pid_t pid);
 
 #endif
