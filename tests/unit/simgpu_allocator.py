@@ -277,6 +277,27 @@ def pools_of_graphs() -> Any:
 
 
 @program
+def what_graphs_reserve() -> Any:
+    """Two captures one after the other, in pools of their own and in one: MiB reserved."""
+    import torch
+
+    torch.cuda.init()
+    stream = torch.cuda.Stream()
+    reserved = []
+    for pool in (None, torch.cuda.graph_pool_handle()):
+        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        before = torch.cuda.memory_reserved()
+        for graph in (first, second):
+            with torch.cuda.graph(graph, stream=stream, pool=pool):
+                torch.zeros(1000, device="cuda")
+        reserved.append((torch.cuda.memory_reserved() - before) // MIB)
+        del first, second, graph
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [*reserved, held()]
+
+
+@program
 def pinned_memory_in_graphs() -> Any:
     """A block that a captured copy reads is not used again; one that was only freed is."""
     import torch

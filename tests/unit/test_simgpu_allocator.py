@@ -88,6 +88,10 @@ def test_graphs_share_a_pool_that_can_be_restored_and_ends_with_them(value: Any)
     assert value("pools_of_graphs") == {"shared": 1, "restored": True, "live": True, "end": 0}
 
 
+def test_graphs_that_share_a_pool_reserve_less(value: Any) -> None:
+    assert value("what_graphs_reserve") == [4, 2, 0]
+
+
 def test_pinned_memory_that_a_graph_copies_from_is_not_used_again(value: Any) -> None:
     assert value("pinned_memory_in_graphs") == [True, False]
 
