@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import tabulate
 
-from llmmem.estimation import estimate
+from llmmem.catalogue.gpus import find_gpu
+from llmmem.estimation.trace import trace
 from llmmem.runner import Runner
 from llmmem.setups import Setup
 from llmmem.versions import library_versions
@@ -101,10 +102,10 @@ def warm() -> dict[str, tuple[Seconds, Seconds]]:
         for round_number in range(TIMES + 1):
             for name, setup in setups().items():
                 run = _timed(lambda setup=setup: _run(runner, setup), _of_children)
-                trace = _timed(lambda setup=setup: _trace(setup), time.process_time)
+                traced = _timed(lambda setup=setup: _trace(setup), time.process_time)
                 if round_number:  # the first imports what it needs
                     taken[name][0].append(run)
-                    taken[name][1].append(trace)
+                    taken[name][1].append(traced)
     return {name: (Seconds.of(runs), Seconds.of(traces)) for name, (runs, traces) in taken.items()}
 
 
@@ -114,7 +115,7 @@ def _run(runner: Runner, setup: Setup) -> None:
 
 
 def _trace(setup: Setup) -> None:
-    result = estimate(setup, GPU).trace
+    result = trace(setup, find_gpu(GPU))
     assert result.outcome == "ok", f"{setup.describe()}: {result.outcome}: {result.message}"
 
 
@@ -155,9 +156,9 @@ def main() -> None:
     """Take all times and write the report."""
     load_before = os.getloadavg()[0]
     rows = []
-    for name, (run, trace) in warm().items():
+    for name, (run, traced) in warm().items():
         rows.append({"what": f"run, {name}", **asdict(run)})
-        rows.append({"what": f"trace, {name}", **asdict(trace)})
+        rows.append({"what": f"trace, {name}", **asdict(traced)})
     ratios = [
         (METHODS[index], rows[2 * index]["wall"] / rows[2 * index + 1]["wall"])
         for index in range(len(METHODS))
