@@ -38,6 +38,8 @@ __all__ = [
     "Built",
     "build",
     "load_config",
+    "local_config",
+    "model_class",
     "move_to_device",
     "quiet_libraries",
     "skeleton",
@@ -136,18 +138,17 @@ def load_config(setup: Setup) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    entry = find_model(setup.model)
-    path = entry.path if entry else Path(setup.model)
-    local = _exists(path)
-    if not local and (path.suffix == ".json" or path.is_absolute()):
+    path = local_config(setup.model)
+    named = Path(setup.model)
+    if path is None and (named.suffix == ".json" or named.is_absolute()):
         raise InputError(f"cannot read model {setup.model!r}: no such file or directory")
     with quiet_libraries():
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(
-                str(path) if local else setup.model, trust_remote_code=False
+                setup.model if path is None else str(path), trust_remote_code=False
             )
         except Exception as error:  # a config class may raise anything on a bad value
-            raise _unreadable(setup.model, local, error) from error
+            raise _unreadable(setup.model, path is not None, error) from error
     if own := getattr(config, "quantization_config", None):
         method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
         raise UnsupportedError(
@@ -160,6 +161,28 @@ def load_config(setup: Setup) -> PretrainedConfig:
             # The heads on decoders look for the last token that is not padding.
             config.pad_token_id = 0
     return config
+
+
+def local_config(model: str) -> Path | None:
+    """The file or directory with the model's config; None for a model that only the hub has."""
+    entry = find_model(model)
+    path = entry.path if entry else Path(model)
+    return path if _exists(path) else None
+
+
+def model_class(setup: Setup) -> type[PreTrainedModel]:
+    """The class of the setup's model for its task; its module is imported.
+
+    Raises:
+        InputError: As `load_config`; the model has no class for the task.
+    """
+    import transformers
+
+    config = load_config(setup)
+    _check_task(setup, config)
+    classes = getattr(transformers, _TASKS[setup.task].classes)
+    found: type[PreTrainedModel] = classes[type(config)]
+    return found
 
 
 def skeleton(setup: Setup) -> PreTrainedModel:

@@ -13,7 +13,8 @@ is the card to assume, or to cap a run to), a run also with ``"faults": text``
 - ``{"timeout": seconds}``.
 
 CUDA is not initialised in the server, so a child starts with a clean allocator and context of its
-own, and may crash, hang or run out of memory without harm to the next.
+own, and may crash, hang or run out of memory without harm to the next. What a run needs is imported
+in the server as far as that goes without CUDA (`llmmem.preload`), once for all runs that follow.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from llmmem.devices import Device, parse_device
@@ -65,6 +66,7 @@ def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
     send({"ready": os.getpid()})
     for line in jobs:
         job = json.loads(line)
+        _share(device, job)
         send(_in_child(device, job))
 
 
@@ -76,12 +78,33 @@ def _prepare(device: Device) -> None:
         from llmmem import simgpu
 
         simgpu.activate(device.gpu or "", count=device.count)
-    # What PEFT and every model need, which is most of what importing them costs. Not PEFT and
-    # bitsandbytes themselves: the latter initialises CUDA, and then a fork could not use it.
+
+        import torch
+
+        # A run computes little on the host, and OpenMP's threads keep the cores busy while they wait.
+        torch.set_num_threads(1)
+    # What PEFT and every model need, which is most of what importing them costs.
     import accelerate  # noqa: F401
     import transformers.modeling_utils  # noqa: F401
 
-    # What is alive now stays: children need not look at it, nor copy its pages.
+    _keep()
+
+
+def _share(device: Device, job: Mapping[str, Any]) -> None:
+    """Import here what a run needs, so that those that follow have it."""
+    if device.kind == "estimate":  # which leaves out what takes long to import and is not needed
+        return
+    from llmmem.preload import preload
+
+    known = len(sys.modules)
+    with suppress(InputError):  # the child says so
+        preload(Setup.from_mapping(job["setup"]))
+    if len(sys.modules) > known:
+        _keep()
+
+
+def _keep() -> None:
+    """What is alive now stays: children need not look at it, nor copy its pages."""
     gc.collect()
     gc.freeze()
 
