@@ -44,10 +44,9 @@ DEVICE = "sim:h100"
 TIMEOUT = 120.0
 LONGEST_REASON = 150
 
-#: Programs of several ranks; ``LAUNCHER`` and ``DEVICE`` in a module say how to start it.
+#: Programs of several ranks: scripts whose docstrings have the lines that start them.
 DISTRIBUTED = "distributed"
-LAUNCHER = "torchrun --standalone --nproc-per-node=2"
-TWO_DEVICES = "sim:h100x2"
+STARTS = "llmmem exec --device "
 
 #: A folder is named for its distribution; the version of a folder of another name is this one's.
 DISTRIBUTIONS = {DISTRIBUTED: "torch"}
@@ -164,7 +163,7 @@ def programs() -> list[Program]:
         module = f"{path.parent.name}/{path.stem}"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if path.parent.name == DISTRIBUTED:
-            found.append(launched(module, path, tree))
+            found += launched(module, path, tree)
             continue
         found += [
             Program(
@@ -182,19 +181,28 @@ def programs() -> list[Program]:
     return found
 
 
-def launched(module: str, path: Path, tree: ast.Module) -> Program:
-    """A program of several ranks: a script, with its launcher and GPUs where they are not two."""
-    constants = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("LAUNCHER", "DEVICE")
-    }
-    launcher = shlex.split(constants.get("LAUNCHER", LAUNCHER))
-    launcher[0] = str(Path(sys.executable).with_name(launcher[0]))
-    device = constants.get("DEVICE", TWO_DEVICES)
-    return Program(module, first_line(tree), device, (*launcher, str(path)), estimated=False)
+def launched(module: str, path: Path, tree: ast.Module) -> list[Program]:
+    """Programs of several ranks: one for each line of the docstring that starts the script."""
+    lines = [line.strip() for line in (ast.get_docstring(tree) or "").splitlines()]
+    found = []
+    for line in lines:
+        if not line.startswith(STARTS):
+            continue
+        device, _, launcher, *rest = shlex.split(line.removeprefix(STARTS))
+        after = rest[rest.index(path.name) + 1 :]
+        found.append(
+            Program(
+                name=".".join([module, *after]),
+                about=lines[0],
+                device=device,
+                command=(
+                    str(Path(sys.executable).with_name(launcher)),
+                    *(str(path) if argument == path.name else argument for argument in rest),
+                ),
+                estimated=False,
+            )
+        )
+    return found
 
 
 def first_line(node: ast.Module | ast.FunctionDef) -> str:

@@ -58,7 +58,7 @@ def linear_layers():
         bitsandbytes.nn.LinearNF4(512, 1024, compute_dtype=torch.bfloat16),
         torch.nn.GELU(),
         bitsandbytes.nn.Linear8bitLt(1024, 512, has_fp16_weights=False, threshold=6.0),
-        torch.nn.Linear(512, 10),
+        torch.nn.Linear(512, 10, dtype=torch.bfloat16),
     ).cuda()
     optimizer = torch.optim.SGD(model[-1].parameters(), lr=1e-2)
     for _ in range(3):

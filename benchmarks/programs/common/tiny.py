@@ -1,9 +1,9 @@
-"""What the programs share: small models with random weights, a tokenizer and rows, made here."""
+"""What the programs share: small models with random weights, a tokenizer and rows, made here.
+
+It imports a library only where it is needed: programs of other libraries start without it.
+"""
 
 import random
-
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = [
     *("the", "a", "model", "memory", "of", "on", "in", "and", "to", "is", "was", "fits", "card"),
@@ -21,6 +21,9 @@ VOCABULARY = 512
 
 def tokenizer():
     """A tokenizer of whole words, with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -39,6 +42,8 @@ def tokenizer():
 
 def llama_config(**changes):
     """The configuration of a Llama with two layers."""
+    from transformers import LlamaConfig
+
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 256,
@@ -56,6 +61,8 @@ def llama_config(**changes):
 
 def llama(**changes):
     """A Llama with two layers and random weights."""
+    from transformers import LlamaForCausalLM
+
     return LlamaForCausalLM(llama_config(**changes))
 
 

@@ -42,11 +42,11 @@ def packing():
 
 
 def padding_free():
-    """SFT of packed rows with one sequence for each batch."""
+    """SFT of unequal rows that are laid end to end, without padding."""
     _train(
         {"text": sentences(16, shortest=20, longest=100)},
         padding_free=True,
-        max_length=128,
+        max_length=None,
     )
 
 

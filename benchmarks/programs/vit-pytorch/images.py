@@ -2,7 +2,7 @@
 
 import torch
 from vit_pytorch import ViT
-from vit_pytorch.mae import MAE
+from vit_pytorch.na_vit import NaViT
 
 
 def _encoder():
@@ -11,7 +11,9 @@ def _encoder():
 
 def classification():
     """A ViT as a classifier."""
-    model = _encoder().cuda()
+    model = ViT(
+        image_size=64, patch_size=16, num_classes=10, dim=128, depth=2, heads=4, mlp_dim=256
+    ).cuda()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     for step in range(3):
         labels = torch.arange(step, step + 4, device="cuda")
@@ -21,11 +23,15 @@ def classification():
         optimizer.zero_grad()
 
 
-def masked_autoencoder():
-    """A masked autoencoder: random patches are hidden."""
-    model = MAE(encoder=_encoder(), masking_ratio=0.75, decoder_dim=128, decoder_depth=1).cuda()
+def images_of_different_sizes():
+    """NaViT: images of different sizes in one row of patches."""
+    model = NaViT(
+        image_size=64, patch_size=16, num_classes=10, dim=128, depth=2, heads=4, mlp_dim=256
+    ).cuda()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     for _ in range(3):
-        model(torch.randn(4, 3, 64, 64, device="cuda")).backward()
+        images = [[torch.randn(3, 64, 64), torch.randn(3, 32, 48)], [torch.randn(3, 48, 64)]]
+        scores = model([[image.cuda() for image in row] for row in images])
+        torch.nn.functional.cross_entropy(scores, torch.arange(3, device="cuda")).backward()
         optimizer.step()
         optimizer.zero_grad()
