@@ -23,6 +23,7 @@ import textwrap
 import time
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ REPORT = HERE.parents[1] / "reports" / "programs.md"
 DEVICE = "sim:h100"
 TIMEOUT = 120.0
 LONGEST_REASON = 150
+
+#: What stands in a note before bytes that are one program's.
+BOUND = ": up to "
 
 #: Programs of several ranks: scripts whose docstrings have the lines that start them.
 DISTRIBUTED = "distributed"
@@ -365,10 +369,9 @@ def figures(line: Mapping[str, str], prefix: str) -> Figures:
 
 
 def page(rows: Sequence[Row], known: Mapping[str, Program]) -> str:
-    """The report as Markdown."""
-    notes = {note: 0 for row in rows for note in (*row.run.notes, *row.estimate.notes)}
-    notes = {note: number for number, note in enumerate(notes, start=1)}
-    lines = [cells(row, known[row.program], notes) for row in rows]
+    """The report as Markdown: the counts, a table for each library, and the notes."""
+    said = dict.fromkeys(note for row in rows for note in remarks(row))
+    notes = {note: number for number, note in enumerate(said, start=1)}
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft", "trl")
     )
@@ -379,12 +382,17 @@ def page(rows: Sequence[Row], known: Mapping[str, Program]) -> str:
             f"Made by `python benchmarks/programs` ({versions}). Each program is run on simulated "
             f"GPUs with `llmmem exec` ({DEVICE}, or more of them where it has several ranks) and "
             "estimated with `llmmem.estimate`. *Allocated*, *reserved*: peaks of the run, of several "
-            'processes the highest. *Estimate*: how far it is from each; "equal" is to the byte. '
-            "*Notes*: numbers of the notes of the run and the assumptions of the estimate below.",
+            "processes the highest. *Estimate, allocated* and *reserved*: how far it is from them, "
+            'in bytes; "equal" is to the byte. *s*: seconds of the run and of the estimate, imports '
+            "included. *Notes*: of the run and of the estimate, listed at the end. All figures are "
+            "in the CSV file beside this page.",
             "",
             summary(rows),
-            "",
-            tabulate(lines, "keys", "pipe", disable_numparse=True),
+            *(
+                line
+                for library, of_library in groupby(rows, lambda row: known[row.program].library)
+                for line in section(library, list(of_library), known, notes)
+            ),
             "",
             "## Notes",
             "",
@@ -394,21 +402,37 @@ def page(rows: Sequence[Row], known: Mapping[str, Program]) -> str:
     )
 
 
+def section(
+    library: str, rows: Sequence[Row], known: Mapping[str, Program], notes: Mapping[str, int]
+) -> list[str]:
+    """One library's table."""
+    lines = [cells(row, known[row.program], notes) for row in rows]
+    title = library if library == DISTRIBUTED else f"{library} {rows[0].version}"
+    return ["", f"## {title}", "", tabulate(lines, "keys", "pipe", disable_numparse=True)]
+
+
+def remarks(row: Row) -> list[str]:
+    """The notes of the run and of the estimate, without the bytes of this program in them."""
+    return [
+        note.partition(BOUND)[0].replace("\n", " ")
+        for note in (*row.run.notes, *row.estimate.notes)
+    ]
+
+
 def cells(row: Row, program: Program, notes: Mapping[str, int]) -> dict[str, str]:
     """A row of the Markdown table, by column."""
     run, estimated = row.run, row.estimate
     errors = " / ".join(dict.fromkeys(filter(None, (run.error, estimated.error))))
-    numbers = sorted({notes[note] for note in (*run.notes, *estimated.notes)})
+    numbers = sorted({notes[note] for note in remarks(row)})
     return {
-        "program": row.program,
+        "program": row.program.partition("/")[2],
         "what it does": program.about.rstrip("."),
-        "version": row.version,
         "run": run.outcome,
         "allocated": format_size(run.allocated),
         "reserved": format_size(run.reserved),
         "estimate": row.verdict,
-        "est. allocated": difference(estimated.allocated, run.allocated),
-        "est. reserved": difference(estimated.reserved, run.reserved),
+        "estimate, allocated": difference(estimated.allocated, run.allocated),
+        "estimate, reserved": difference(estimated.reserved, run.reserved),
         "s": f"{run.seconds:.0f} + {estimated.seconds:.0f}",
         "notes": ", ".join(map(str, numbers)),
         "why not": textwrap.shorten(errors, LONGEST_REASON).replace("|", "\\|"),
