@@ -18,7 +18,7 @@ The builder of the simulated GPU writes the table into a header of C (`llmmem.si
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 from llmmem.errors import InputError
 
@@ -67,7 +67,7 @@ Rule: TypeAlias = Literal[
 
 #: By the names of operators without namespace and overload; all others are plain.
 RULES: dict[str, Rule] = {
-    name: rule
+    name: cast("Rule", rule)
     for rule, names in {
         "ignore": "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ "
         "set_ detach detach_ alias view _unsafe_view reshape _reshape_alias as_strided expand "
@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
         "unique": "_unique _unique2 unique_dim unique_consecutive unique_dim_consecutive",
     }.items()
     for name in names.split()
-}  # type: ignore[misc]
+}
 
 
 def choices_setting() -> Choices:
@@ -112,9 +112,7 @@ def choices_setting() -> Choices:
         InputError: The variable has another value.
     """
     text = os.environ.get(CHOICES_VARIABLE) or "even"
-    for choices in get_args(Choices):
-        if text == choices:
-            return choices
-    raise InputError(
-        f"invalid {CHOICES_VARIABLE} {text!r}: give {' or '.join(map(repr, get_args(Choices)))}"
-    )
+    if text not in get_args(Choices):
+        accepted = ", ".join(get_args(Choices))
+        raise InputError(f"invalid {CHOICES_VARIABLE} {text!r} (accepted: {accepted})")
+    return cast("Choices", text)

@@ -195,9 +195,12 @@ class KnownValues:
         if follow_unknown is None:
             return None
         try:
-            return follow_unknown(self, operator, args, kwargs, out, knowledge)
+            found: Sequence[Values | None] | None = follow_unknown(
+                self, operator, args, kwargs, out, knowledge
+            )
         except (_UnknownError, RuntimeError, NotImplementedError):
             return None
+        return found
 
     def _survey(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -40,7 +40,15 @@ from llmmem.value_rules import choices_setting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Moment", "Problem", "SimulatedGpu", "activate", "active", "check", "program_environment"]
+__all__ = [
+    "Moment",
+    "Problem",
+    "SimulatedGpu",
+    "activate",
+    "active",
+    "check",
+    "program_environment",
+]
 
 MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
