@@ -244,6 +244,7 @@ class Gate:
             source=measurement.source,
             outcome=outcome,
             message=message,
+            notes=measurement.notes,
             test=self.test,
             gpu=measurement.gpu,
             metric=self.limit.metric if self.limit else "process",

@@ -6,12 +6,10 @@ Reports cross process borders under xdist and end up in JUnit files, so they car
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmmem.report import Record
-from llmmem.results import Components, Estimate, Peaks, PhaseResult
-from llmmem.setups import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +42,9 @@ class TestRecords:
     def read(cls, properties: Iterable[tuple[str, object]]) -> TestRecords:
         """Read what `store` left among a report's properties; others are left alone."""
         found = [(name, str(value)) for name, value in properties]
-        records = tuple(_from_text(value) for name, value in found if name == RECORD)
+        records = tuple(
+            Record.from_dict(json.loads(value)) for name, value in found if name == RECORD
+        )
         gates = [value for name, value in found if name == GATE]
         return cls(records, gates[-1] if gates else None)
 
@@ -52,7 +52,9 @@ class TestRecords:
 def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
     """Put what a test left among the properties that its report will carry."""
     forget(properties)
-    properties += [(RECORD, _to_text(record)) for record in left.records]
+    properties += [
+        (RECORD, json.dumps(record.to_dict(), separators=(",", ":"))) for record in left.records
+    ]
     if left.gate is not None:
         properties.append((GATE, left.gate))
 
@@ -60,33 +62,3 @@ def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
 def forget(properties: list[tuple[str, object]]) -> None:
     """Drop what an earlier attempt at the same test left."""
     properties[:] = [pair for pair in properties if pair[0] not in (RECORD, GATE)]
-
-
-def _to_text(record: Record) -> str:
-    document: dict[str, Any] = {
-        field.name: getattr(record, field.name) for field in fields(Record)
-    } | {
-        "setup": record.setup.to_dict() if record.setup else None,
-        "peaks": record.peaks.to_dict(),
-        "components": asdict(record.components) if record.components else None,
-        "phases": [phase.to_dict() for phase in record.phases],
-        "versions": dict(record.versions),
-        "estimate": record.estimate.to_dict() if record.estimate else None,
-    }
-    return json.dumps(document, separators=(",", ":"))
-
-
-def _from_text(text: str) -> Record:
-    document: dict[str, Any] = json.loads(text)
-    setup, estimate = document["setup"], document["estimate"]
-    components = document["components"]
-    return Record(
-        **document
-        | {
-            "setup": Setup.from_mapping(setup) if setup else None,
-            "peaks": Peaks.from_dict(document["peaks"]),
-            "components": Components(**components) if components else None,
-            "phases": tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
-            "estimate": Estimate.from_dict(estimate) if estimate else None,
-        }
-    )

@@ -85,6 +85,8 @@ def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str
     for position, (what, size) in enumerate(holders[:SHOWN_HOLDERS]):
         heading = "largest" if position == 0 else ""
         yield f"  {heading:<12} {format_size(size):>10}  {what}"
+    for guess in record.guesses:
+        yield f"  note         {guess}"
     if record.source == "simulated" and record.setup is None:
         yield f"  note         {SIMULATED_VALUES}"
 

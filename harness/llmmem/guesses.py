@@ -28,6 +28,9 @@ MOST_NAMED = 5
 #: Operators by what a program calls to read a value.
 READS = {"_local_scalar_dense": "item", "_to_copy": "to the host", "copy_": "to the host"}
 
+#: Parts of the paths of files that no program is written in.
+INTERNAL = ("/site-packages/torch/", "/site-packages/_pytest/")
+
 HOME = str(Path(__file__).parent)
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
@@ -79,7 +82,7 @@ class Guesses:
         how = "evenly spread" if choices_setting() == "even" else "the same in every row"
         return (
             f"{GUESS} sizes or branches follow from values that are not computed, read at "
-            f"{', '.join(places[:MOST_NAMED])}{also}; choices by unknown scores are {how}",
+            f"{', '.join(places[:MOST_NAMED])}{also}, with choices by unknown scores {how}",
         )
 
     @contextmanager
@@ -114,7 +117,7 @@ def guess(operator: str, frame: FrameType | None) -> Guess:
 
 
 def _is_internal(file: str) -> bool:
-    if file.startswith((HOME, "<")) or "/site-packages/torch/" in file:
+    if file.startswith((HOME, "<")) or any(part in file for part in INTERNAL):
         return True
     return file.startswith(STANDARD_LIBRARY) and "site-packages" not in file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmmem.guesses import GUESS
 from llmmem.results import COMPONENTS, METRICS, Components, Estimate, Peaks, PhaseResult
 from llmmem.setups import Setup
 
@@ -45,6 +46,7 @@ COLUMNS: Mapping[str, str] = {
     "source": "string",
     "outcome": "string",
     "message": "string",
+    "notes": "string",
     "metric": "string",
     "weights_bytes": "Int64",
     "gradients_bytes": "Int64",
@@ -74,7 +76,7 @@ COLUMNS: Mapping[str, str] = {
 
 
 #: Columns that reports of earlier versions lack: they are read as missing values.
-ADDED_COLUMNS = frozenset(f"needed_{metric}_bytes" for metric in METRICS)
+ADDED_COLUMNS = frozenset({"notes", *(f"needed_{metric}_bytes" for metric in METRICS)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Record:
         source: Where the peaks come from.
         outcome: How it ended.
         message: Why, when the outcome is not ok.
+        notes: What else decides how to read the peaks; a report joins them by "; ".
         test: The node id of the pytest test that it belongs to, or the command of a program.
         setup: What ran, if it was a setup.
         gpu: The name of the card.
@@ -109,6 +112,7 @@ class Record:
     source: Source
     outcome: Outcome
     message: str = ""
+    notes: tuple[str, ...] = ()
     test: str | None = None
     setup: Setup | None = None
     gpu: str | None = None
@@ -140,6 +144,7 @@ class Record:
             source=result.source,
             outcome=result.outcome,
             message=result.message,
+            notes=result.notes,
             test=test,
             setup=result.setup,
             gpu=result.gpu,
@@ -173,6 +178,7 @@ class Record:
             source="estimated",
             outcome=trace.outcome,
             message=trace.message,
+            notes=trace.assumptions,
             test=test,
             setup=estimate.setup,
             gpu=estimate.gpu,
@@ -196,6 +202,7 @@ class Record:
             source=result.source,
             outcome=result.outcome,
             message=result.message,
+            notes=result.notes,
             test=result.title,
             gpu=result.gpu,
             peaks=result.peaks,
@@ -208,6 +215,7 @@ class Record:
         """Plain values, ready for JSON: what a test process sends to the one that reports."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
+            "notes": list(self.notes),
             "setup": self.setup.to_dict() if self.setup else None,
             **self.peaks.to_dict(),
             "components": asdict(self.components) if self.components else None,
@@ -223,6 +231,7 @@ class Record:
         components = document["components"]
         return cls(
             **{name: document[name] for name in _PLAIN},
+            notes=tuple(document["notes"]),
             setup=Setup.from_mapping(setup) if setup else None,
             peaks=Peaks.from_dict(document),
             components=Components(**components) if components else None,
@@ -230,6 +239,11 @@ class Record:
             versions=document["versions"],
             estimate=Estimate.from_dict(estimate) if estimate else None,
         )
+
+    @property
+    def guesses(self) -> tuple[str, ...]:
+        """Those of the notes that say by which unknown values the program decided."""
+        return tuple(note for note in self.notes if note.startswith(GUESS))
 
     @property
     def is_cut_short(self) -> bool:
@@ -280,11 +294,12 @@ class Record:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of a report, `TOTAL` first, then one per phase; missing values are ``None``.
 
-        Limit, baseline, the closed form, what is needed and what was held before are about the
+        Notes, limit, baseline, the closed form, what is needed and what was held before are about the
         whole, so they are on the first row only.
         """
         about = self._about()
         total = {
+            "notes": "; ".join(self.notes) or None,
             "held_before_bytes": self.held_before_bytes,
             "rule_bytes": self.rule_bytes,
             **self.needed.to_dict("needed"),

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from llmmem.guesses import GUESS
 from llmmem.report.records import TOTAL
 from llmmem.results import METRICS
 from llmmem.setups import Setup
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["console_table", "console_text", "markdown", "plain_rows"]
 
-MARKDOWN_TEXTS = ("test", "model", "setup", "device", "gpu", "source", "outcome", "message")
+MARKDOWN_TEXTS = (
+    "test",
+    "model",
+    "setup",
+    "device",
+    "gpu",
+    "source",
+    "outcome",
+    "message",
+    "guess",
+)
 MARKDOWN_SIZES = (
     "needed_process",
     "weights",
@@ -121,7 +132,8 @@ def console_text(records: Iterable[Record], width: int) -> str:
 
 
 def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    cells = {name: row[name] or "" for name in MARKDOWN_TEXTS}
+    cells = {name: row.get(name) or "" for name in MARKDOWN_TEXTS}
+    cells["guess"] = next((n for n in (row["notes"] or "").split("; ") if n.startswith(GUESS)), "")
     if row["setup"] is not None:
         cells["setup"] = Setup.from_mapping(json.loads(row["setup"])).describe()
     for name in MARKDOWN_SIZES:
@@ -146,7 +158,10 @@ def _groups(record: Record) -> dict[str, list[_Line]]:
         "peaks": [(metric, format_size(record.peaks.get(metric))) for metric in METRICS],
         "components": [(name, format_size(size)) for name, size in components.items()],
         "limit": _limit(record),
-        "outcome": [("outcome", _verdict(record))],
+        "outcome": [
+            ("outcome", _verdict(record)),
+            *([("sizes", "guessed")] if record.guesses else []),
+        ],
     }
 
 
