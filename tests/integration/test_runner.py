@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,13 +113,21 @@ def test_a_crash_is_a_result_and_the_next_run_is_unharmed(descendants):
 
 
 def _crash_the_run(descendants, before):
-    """Send SIGSEGV to the run: the second process that is new, after its worker."""
+    """Send SIGSEGV to the run: the second of the worker's processes that is new, after its server."""
     deadline = time.monotonic() + 60
     new = []
     while len(new) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-        new = [pid for pid in descendants(os.getpid()) if pid not in before]
+        new = [pid for pid in descendants(os.getpid()) if pid not in before and _is_worker(pid)]
     os.kill(new[1], signal.SIGSEGV)
+
+
+def _is_worker(pid):
+    """Whether it is the server or a run: to import libraries, compilers may be started too."""
+    try:
+        return b"llmmem.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
 
 
 @needs_simulated_gpu
