@@ -77,7 +77,7 @@ class KnownValues:
 
     def look_up(self, tensor: Tensor) -> Values | None:
         """What is known of a tensor of the meta device; ``None`` if nothing is."""
-        if not self._flat:
+        if not self._flat or tensor.layout is not torch.strided:
             return None
         flat = self._flat.get(tensor.untyped_storage()._cdata)
         if flat is None or flat.values.dtype is not tensor.dtype:
@@ -97,6 +97,8 @@ class KnownValues:
 
     def write(self, tensor: Tensor, given: Values) -> None:
         """From now on this is known of the tensor."""
+        if tensor.layout is not torch.strided:
+            return
         storage = tensor.untyped_storage()
         count = storage.nbytes() // tensor.element_size()
         if not count or not _has_values(tensor.dtype):
@@ -111,12 +113,17 @@ class KnownValues:
             self.forget(storage._cdata)
             return
         values, marks = _spread_out(flat, count, tensor.dtype)
+        # Of elements that lie on each other, one is written.
+        once = tuple(
+            slice(0, 1) if size > 1 and not stride else slice(None)
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
         place = tensor.shape, tensor.stride(), tensor.storage_offset()
-        values.as_strided(*place).copy_(given.values)
+        values.as_strided(*place)[once].copy_(given.values.expand(tensor.shape)[once])
         if given.marks is not None or not fills:
-            marks.as_strided(*place).copy_(
-                torch.tensor(given.mark) if given.marks is None else given.marks
-            )
+            mark = torch.tensor(given.mark, dtype=torch.uint8)
+            given_marks = mark if given.marks is None else given.marks
+            marks.as_strided(*place)[once].copy_(given_marks.expand(tensor.shape)[once])
             self._flat[storage._cdata] = Values(values, UNKNOWN, marks)
         else:
             self._flat[storage._cdata] = Values(values, given.mark)
@@ -167,6 +174,8 @@ class KnownValues:
             return not (isinstance(args[1], Tensor) and args[1].dim())
         for value in args:
             if isinstance(value, Tensor) and value.is_meta and value.dim():
+                if value.layout is not torch.strided:
+                    return False
                 found = self._flat.get(value.untyped_storage()._cdata)
                 if found is None or found.values.dim():
                     return False
@@ -214,6 +223,9 @@ class KnownValues:
             if not tensor.is_meta:
                 continue
             none_on_device = False
+            if tensor.layout is not torch.strided:
+                some_unknown = True
+                continue
             found = self._flat.get(tensor.untyped_storage()._cdata)
             if found is None or found.values.dtype is not tensor.dtype:
                 some_unknown = some_unknown or bool(tensor.numel())
@@ -272,6 +284,8 @@ class KnownValues:
                     self._forget_part(tensor)
 
     def _forget_part(self, tensor: Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            return
         key = tensor.untyped_storage()._cdata
         flat = self._flat.get(key)
         if flat is None:
