@@ -46,6 +46,8 @@ __all__ = ["aten_handlers"]
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
+# Numbers that CUB sorts in one block of threads.
+FEW = 2048
 # Elements of a tensor whose values no program looks at one by one.
 LARGE = 4096
 
@@ -203,12 +205,23 @@ def _repeat_interleave(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywo
 
 
 def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """What differs in few numbers that are known: the sorted ones, and as many again for the result.
+
+    Source: ``aten/src/ATen/native/cuda/UniqueCub.cu``, ``compute_unique``; what CUB takes beside
+    them fits the smallest block of the allocator up to `FEW` numbers.
+    """
     (tensor,) = args[:1]
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
-    if tensor.numel():
-        raise UnsupportedError("what is unique in a tensor is not traced")
-    return tuple(torch.empty(0, dtype=t, device="meta") for t in (tensor.dtype, *2 * [torch.int64]))
+    found = tracer.known.found(func, args, kwargs)
+    numbers = tensor.numel()
+    if numbers and (found is None or numbers > FEW or any(args[2:])):
+        raise UnsupportedError("what is unique in a tensor is traced of few known numbers alone")
+    count = 0 if found is None else found.values.numel()
+    with tracer.scratch(_nbytes(tensor), INDEX):
+        out = torch.empty(numbers, dtype=tensor.dtype, device="meta")
+        tracer.born(out)
+    return (out[:count], *(torch.empty(0, dtype=torch.int64, device="meta") for _ in range(2)))
 
 
 # Values that the program writes.
