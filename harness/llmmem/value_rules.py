@@ -10,7 +10,8 @@ them only view memory, and what follows from values that are not known.
   row ``i`` of ``k`` picks out of ``n`` has ``(n // 2 + i * k + j) % n`` for its pick ``j``.
 - *All* of an unknown mask is true, and *any* of it is false.
 
-A value that came about in one of the last three ways is a *guess*, and so is all that follows from it.
+A value that follows from one of these is a *guess*, and so is all that follows from it, but for what
+holds of every finite number: that it is not NaN or infinite, and that a tensor equals itself.
 
 The builder of the simulated GPU writes the table into a header of C (`llmmem.simgpu.builder`).
 """
