@@ -58,6 +58,11 @@ class Values:
     marks: Tensor | None = None
 
 
+#: Elements of a constant whose outputs are remembered, at least, and how many of them are.
+LARGE = 1 << 16
+MOST_REMEMBERED = 8
+
+
 class _UnknownError(Exception):
     """The values of an argument are not known."""
 
@@ -68,6 +73,7 @@ class KnownValues:
     def __init__(self) -> None:
         self._flat: dict[int, Values] = {}  # of each storage, in one dimension
         self._operators: dict[int, _Operator] = {}  # by id, which takes less than a hash does
+        self._of_constants: dict[Any, Any] = {}  # outputs of large constants, which are not changed
         self._are_picks_even = choices_setting() == "even"
 
     def of(self, tensor: Tensor) -> Tensor | None:
@@ -92,7 +98,7 @@ class KnownValues:
         return _summed_up(values, marks)
 
     def learn(self, tensor: Tensor, values: Tensor, mark: int = KNOWN) -> None:
-        """From now on the tensor has these values."""
+        """From now on the tensor has these values, which nobody changes after."""
         self.write(tensor, Values(values, mark))
 
     def write(self, tensor: Tensor, given: Values) -> None:
@@ -103,30 +109,33 @@ class KnownValues:
         count = storage.nbytes() // tensor.element_size()
         if not count or not _has_values(tensor.dtype):
             return
-        fills = tensor.numel() == count
-        if fills and given.marks is None and _is_constant(given.values):
+        # Of elements that lie on each other, one is written.
+        is_repeated = [
+            size > 1 and not stride
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        ]
+        fills = tensor.numel() == count and not any(is_repeated)
+        is_uniform = fills and given.marks is None
+        if is_uniform and _is_constant(given.values):
             one = given.values if given.values.dim() == 0 else given.values.flatten()[0]
             self._flat[storage._cdata] = Values(one.to(tensor.dtype, copy=True), given.mark)
             return
-        flat = None if fills else self._flat.get(storage._cdata)
         if count * tensor.element_size() > _most_bytes(tensor.dtype):
             self.forget(storage._cdata)
             return
-        values, marks = _spread_out(flat, count, tensor.dtype)
-        # Of elements that lie on each other, one is written.
-        once = tuple(
-            slice(0, 1) if size > 1 and not stride else slice(None)
-            for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
         place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        if is_uniform:
+            values = given.values.to(tensor.dtype).expand(tensor.shape)
+            if values.stride() != tensor.stride():
+                values = torch.empty(count, dtype=tensor.dtype).as_strided(*place).copy_(values)
+            self._flat[storage._cdata] = Values(values.as_strided((count,), (1,)), given.mark)
+            return
+        flat = None if fills else self._flat.get(storage._cdata)
+        values, marks = _spread_out(flat, count, tensor.dtype)
+        once = tuple(slice(0, 1) if repeated else slice(None) for repeated in is_repeated)
         values.as_strided(*place)[once].copy_(given.values.expand(tensor.shape)[once])
-        if given.marks is not None or not fills:
-            mark = torch.tensor(given.mark, dtype=torch.uint8)
-            given_marks = mark if given.marks is None else given.marks
-            marks.as_strided(*place)[once].copy_(given_marks.expand(tensor.shape)[once])
-            self._flat[storage._cdata] = Values(values, UNKNOWN, marks)
-        else:
-            self._flat[storage._cdata] = Values(values, given.mark)
+        marks.as_strided(*place)[once].copy_(_marks(given).expand(tensor.shape)[once])
+        self._flat[storage._cdata] = Values(values, UNKNOWN, marks)
 
     def forget(self, key: int) -> None:
         """Nothing is known any more of a storage, by its ``_cdata``."""
@@ -249,7 +258,7 @@ class KnownValues:
                 return None
             given = [_one_of(value) for value in given]
         try:
-            out = operator.func(*given, **named)
+            out = self._computed(operator, given, named)
         except (RuntimeError, NotImplementedError, IndexError):
             return None
         if operator.is_mutable:
@@ -260,6 +269,17 @@ class KnownValues:
             ]
         outs = out if isinstance(out, tuple | list) else (out,)
         return [Values(item, taken.mark) if isinstance(item, Tensor) else None for item in outs]
+
+    def _computed(self, operator: _Operator, given: Sequence[Any], named: dict[str, Any]) -> Any:
+        """The operator's output on the host; each layer's mask of the same constants is one tensor."""
+        key = None if named or operator.is_mutable else _key_of_constants(operator, given)
+        if key is None:
+            return operator.func(*given, **named)
+        if key not in self._of_constants:
+            if len(self._of_constants) >= MOST_REMEMBERED:
+                self._of_constants.clear()
+            self._of_constants[key] = operator.func(*given)
+        return self._of_constants[key]
 
     def _write_arguments(
         self,
@@ -665,6 +685,17 @@ def _is_constant(values: Tensor) -> bool:
     )
 
 
+def _key_of_constants(operator: _Operator, given: Sequence[Any]) -> Any:
+    """What tells a call with one large tensor of one value from others; ``None`` for other calls."""
+    tensor, *rest = given or [None]
+    if not isinstance(tensor, Tensor) or tensor.numel() < LARGE or not _is_constant(tensor):
+        return None
+    if not all(isinstance(value, int) for value in rest):
+        return None
+    one = tensor.as_strided((), ()).item()
+    return operator.func, tensor.shape, tensor.dtype, one, *rest
+
+
 def _one_of(value: Any) -> Any:
     """One element of what is one value all along says it all where elements are taken one by one."""
     if not isinstance(value, Tensor) or not value.dim() or not value.numel():
@@ -696,17 +727,14 @@ def _summed_up(values: Tensor, marks: Tensor) -> Values:
 
 
 def _spread_out(flat: Values | None, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Values and marks of a whole storage, to be written to."""
+    """Values and marks of a whole storage, to be written to: copies, since storages share values."""
     if flat is None or flat.values.dtype is not dtype:
         return torch.zeros(count, dtype=dtype), torch.zeros(count, dtype=torch.uint8)
-    if flat.values.dim():
-        values = flat.values
-    else:
-        values = flat.values.expand(count).clone()
-    marks = flat.marks
-    if marks is None:
+    if flat.marks is None:
         marks = torch.full((count,), flat.mark, dtype=torch.uint8)
-    return values, marks
+    else:
+        marks = flat.marks.clone()
+    return flat.values.expand(count).clone(), marks
 
 
 def _is_list_of_tensors(value: Any) -> bool:
