@@ -158,6 +158,34 @@ def offloaded():
         model.to("cpu").to("cuda")
 
 
+def preferred():
+    """The loss of pairs: the device keeps no buffer for the backward pass."""
+    rewards = torch.randn(1 << 21, device="cuda", requires_grad=True)
+    torch.nn.functional.logsigmoid(rewards).mean().backward()
+
+
+def packed():
+    """Values that a mask puts in their places, and their gradients."""
+    values = torch.randn(1000, 999, device="cuda", requires_grad=True)
+    mask = torch.arange(1000, device="cuda").unsqueeze(1) % 3 == 0
+    torch.zeros(1000, 1000, device="cuda").masked_scatter(mask, values).sum().backward()
+
+
+def checked():
+    loss = torch.randn(1 << 21, device="cuda")
+    return bool(torch.isinf(loss).any())
+
+
+def product_in_float32():
+    half = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    torch.mm(half, half, out_dtype=torch.float32)
+
+
+def inner_product():
+    vector = torch.randn(64, device="cuda")
+    return torch.dot(vector, vector)
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -169,5 +197,10 @@ PROGRAMS = {
         attention_kept,
         drawn,
         offloaded,
+        preferred,
+        packed,
+        checked,
+        product_in_float32,
+        inner_product,
     )
 }

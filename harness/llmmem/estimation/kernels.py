@@ -315,6 +315,59 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
     return out
 
 
+def _masked_scatter(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A running sum over the mask, which says which element of the source comes next.
+
+    Source: ``aten/src/ATen/native/cuda/IndexKernel.cpp``, ``masked_scatter__cuda``.
+    """
+    target, mask = args[:2]
+    out = tracer.run(func, args, kwargs)
+    if not _is_on_device(target):
+        return out
+    expanded = mask.expand(out.shape)
+    copied = 0 if expanded.is_contiguous() else out.numel()
+    with tracer.scratch(INDEX * out.numel(), copied, cub.scan(out.numel())):
+        pass
+    return out
+
+
+def _log_sigmoid(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Only the CPU's kernel fills the buffer (``aten/src/ATen/native/cuda/Activation.cpp``)."""
+    if not _is_on_device(args[0]):
+        return func(*args, **kwargs)
+    out, buffer = func(*args, **kwargs)
+    tracer.born(out)
+    return out, buffer.new_empty(0)
+
+
+# Operators that are made of others.
+
+
+def _is_infinite(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/TensorCompare.cpp``, ``isinf``."""
+    (tensor,) = args
+    if not _is_on_device(tensor) or not tensor.is_floating_point():
+        return tracer.run(func, args, kwargs)
+    with tracer.seeing_again():
+        return tensor.abs() == torch.inf
+
+
+def _masked_scatter_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """What the mask selects, filled up with zeros.
+
+    Source: ``aten/src/ATen/native/TensorAdvancedIndexing.cpp``, ``masked_scatter_backward``.
+    """
+    gradient, mask, sizes = args
+    if not _is_on_device(gradient):
+        return func(*args, **kwargs)
+    with tracer.seeing_again():
+        selected = gradient.masked_select(mask)
+        missing = prod(sizes) - selected.numel()
+        if missing > 0:
+            selected = torch.cat([selected, gradient.new_zeros(missing)])
+        return selected.view(sizes)
+
+
 # Matrix products.
 
 
@@ -330,6 +383,13 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
     if not _is_on_device(out):
         return out
     with tracer.scratch(_operand_copy(left), _operand_copy(right)):
+        tracer.use_cublas()
+    return out
+
+
+def _inner_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out):
         tracer.use_cublas()
     return out
 
@@ -789,9 +849,14 @@ _HANDLERS: dict[Handler, str] = {
     _find_extreme: "argmax.default argmin.default",
     _foreach_norm: "_foreach_norm.Scalar",
     _cumsum: "cumsum.default",
+    _masked_scatter: "masked_scatter.default masked_scatter_.default",
+    _log_sigmoid: "log_sigmoid_forward.default",
+    _masked_scatter_backward: "masked_scatter_backward.default",
+    _is_infinite: "isinf.default",
     _matrix_product: (
-        "mm.default addmm.default bmm.default baddbmm.default mv.default addmv.default"
+        "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
     ),
+    _inner_product: "dot vdot",
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",
