@@ -5,7 +5,7 @@ values of its outputs. This table says what holds for the operators where that i
 them only view memory, and what follows from values that are not known.
 
 - *Numbers are finite.* What is not known is neither infinite nor NaN, and equals nothing but itself.
-- *Numbers read as zero*, so an order comparison takes zero in their place.
+- *Numbers read as zero*, so comparisons by size, and ``isclose``, take zero in their place.
 - *Choices are valid.* An operator that picks indices by scores that are not known picks them evenly:
   row ``i`` of ``k`` picks out of ``n`` has ``(n // 2 + i * k + j) % n`` for its pick ``j``.
 - *All* of an unknown mask is true, and *any* of it is false.
@@ -49,7 +49,7 @@ Rule: TypeAlias = Literal[
     "move",  # moves elements, those that are known beside those that are not
     "equal",  # compares for equality, which unknown values never are, ...
     "unequal",  # ... or the other way round
-    "order",  # compares by size
+    "order",  # compares by size, or how close two are
     "unscale",  # divides by a scale, and notes numbers that are not finite: there are none
     "finite",  # is false of every number that is finite
     "shift",  # adds or subtracts: what is huge stays that
@@ -83,9 +83,9 @@ RULES: dict[str, Rule] = {
         "copy": "copy_ _to_copy _copy_from",
         "move": "cat clone gather index index_select where masked_fill flip roll repeat "
         "constant_pad_nd tril triu",
-        "equal": "eq isin isclose",
+        "equal": "eq isin",
         "unequal": "ne",
-        "order": "lt le gt ge",
+        "order": "lt le gt ge isclose",
         "finite": "isnan isinf isposinf isneginf",
         "unscale": "_amp_foreach_non_finite_check_and_unscale_",
         "shift": "add sub add_ sub_",

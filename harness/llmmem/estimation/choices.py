@@ -228,6 +228,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         self._substitutes: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: partial(_attention, tracer),
             functional.dropout: _dropout,
+            functional.linear: _linear,
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
             functional.cross_entropy: partial(_cross_entropy, autocast),
@@ -262,6 +263,16 @@ def _attention(
     backend = choose_backend(query, key, value, attn_mask, dropout_p, is_causal, tracer.gpu)
     tracer.attention_backends.add(backend)
     return attend(backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Where rows do not lie together the bias is added in place, but under a dispatch mode is not.
+
+    Source: ``aten/src/ATen/native/Linear.cpp``, ``linear``.
+    """
+    if bias is None or input.dim() < 3 or input.is_contiguous() or not input.is_meta:
+        return functional.linear(input, weight, bias)
+    return input.matmul(weight.t()).add_(bias)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -368,6 +368,33 @@ def _masked_scatter_backward(tracer: Tracer, func: Any, args: Arguments, kwargs:
         return selected.view(sizes)
 
 
+def _all_close(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/TensorCompare.cpp``, ``allclose``."""
+    if not _is_on_device(args[0]):
+        return func(*args, **kwargs)
+    with tracer.seeing_again():
+        return bool(torch.isclose(*args, **kwargs).all())
+
+
+def _reduced_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The result keeps the storage of one loss for each element; a second one is reduced.
+
+    Source: ``aten/src/ATen/native/BinaryOps.cpp`` and ``Loss.cpp``, the structured ``mse_loss`` and
+    ``smooth_l1_loss``.
+    """
+    out = func(*args, **kwargs)
+    if not _is_on_device(out):
+        return out
+    if _bind(func, args, kwargs, "reduction") == 0:
+        tracer.born(out)
+        return out
+    losses = torch.broadcast_tensors(*args[:2])[0]  # type: ignore[no-untyped-call]
+    out = torch.empty(losses.shape, dtype=out.dtype, device="meta").resize_(())
+    tracer.born(out)
+    with tracer.scratch(losses.numel() * out.element_size()):
+        return out
+
+
 # Matrix products.
 
 
@@ -613,8 +640,19 @@ def _safe_softmax(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
     return out
 
 
+def _layer_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    tensor = args[0]
+    copy = _nbytes(tensor) if _is_on_device(tensor) and not tensor.is_contiguous() else 0
+    with tracer.scratch(copy):
+        return tracer.run(func, args, kwargs)
+
+
 def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """With many rows the gradients of weight and bias are summed up in two parts."""
+    """With many rows the gradients of weight and bias are summed up in two parts.
+
+    Source: ``aten/src/ATen/native/cuda/layer_norm_kernel.cu``, ``layer_norm_backward_cuda`` and
+    ``LayerNormBackwardKernelImplInternal``.
+    """
     gradient, tensor, shape = args[:3]
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
@@ -622,20 +660,67 @@ def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Key
     columns = prod(shape)
     rows = tensor.numel() // columns
     partial = layer_norm_partials(rows, columns, tensor.element_size(), tracer.gpu.sm_count)
-    if of_weight is None:
-        partial = 0
-    copy = 0 if gradient.is_contiguous() else _nbytes(gradient)
-    with tracer.scratch(copy):
-        tracer.born([of_input, of_weight])
-        with tracer.scratch(partial, partial):
-            tracer.born(of_bias)
-            if partial:
-                parts = torch.empty(
-                    (partial // (columns * tensor.element_size()), columns), device="meta"
-                )
-                for result in (of_weight, of_bias):
-                    if result is not None:
-                        _split_buffers(tracer, parts, 0)
+    of_parameters = [result for result in (of_weight, of_bias) if result is not None]
+    copy_of_tensor, copy_of_gradient = (
+        0 if value.is_contiguous() else _nbytes(value) for value in (tensor, gradient)
+    )
+    with tracer.scratch(copy_of_tensor):
+        tracer.born(of_input)
+        if of_weight is None or not partial:
+            tracer.born(of_parameters)
+            with tracer.scratch(copy_of_gradient):
+                return out
+        # The sums of the parts take the place of what there was for the gradients.
+        first = [torch.empty_like(result) for result in of_parameters]
+        tracer.born(first)
+        with tracer.scratch(copy_of_gradient, partial, partial):
+            rows_of_parts = partial // (columns * tensor.element_size())
+            parts = torch.empty((rows_of_parts, columns), device="meta")
+            for result in of_parameters:
+                tracer.born(result)
+                _split_buffers(tracer, parts, 0)
+                del first[0]
+    return out
+
+
+def _group_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Scale and shift of every channel, and the statistics in float32 where the input is half.
+
+    Source: ``aten/src/ATen/native/cuda/group_norm_kernel.cu``, ``GroupNormKernelImplInternal``.
+    """
+    out = tracer.run(func, args, kwargs)
+    tensor, weight, bias, batch, channels, pixels, groups = args[:7]
+    if not _is_on_device(tensor):
+        return out
+    accumulated = max(FLOAT, tensor.element_size())
+    statistic = batch * groups * FLOAT if tensor.dtype in HALF else 0
+    has_channels = pixels > 1 and not (weight is None and bias is None)
+    scale = batch * channels * accumulated if has_channels else 0
+    copy = 0 if tensor.is_contiguous() else _nbytes(tensor)
+    with tracer.scratch(copy, statistic, statistic, scale, scale):
+        pass
+    return out
+
+
+def _group_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Sums by channel, and what the gradient of the input takes by group and by channel.
+
+    Source: ``aten/src/ATen/native/cuda/group_norm_kernel.cu``,
+    ``GroupNormBackwardKernelImplInternal``.
+    """
+    out = func(*args, **kwargs)
+    gradient, tensor, _, _, weight, batch, channels, pixels, groups, mask = args
+    if not _is_on_device(tensor):
+        return out
+    accumulated = max(FLOAT, tensor.element_size())
+    by_group = batch * groups * accumulated if mask[0] else 0
+    by_channel = batch * channels * accumulated if pixels > 1 else 0
+    scale = by_channel if mask[0] and weight is not None else 0
+    copies = [0 if value.is_contiguous() else _nbytes(value) for value in (gradient, tensor)]
+    with tracer.scratch(*copies):
+        tracer.born(out)
+        with tracer.scratch(by_channel, by_channel, by_group, by_group, scale):
+            pass
     return out
 
 
@@ -853,6 +938,8 @@ _HANDLERS: dict[Handler, str] = {
     _log_sigmoid: "log_sigmoid_forward.default",
     _masked_scatter_backward: "masked_scatter_backward.default",
     _is_infinite: "isinf.default",
+    _reduced_loss: "mse_loss.default smooth_l1_loss.default",
+    _all_close: "allclose.default",
     _matrix_product: (
         "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
     ),
@@ -866,7 +953,10 @@ _HANDLERS: dict[Handler, str] = {
     _sort: "sort.default sort.stable",
     _softmax_backward: "_softmax_backward_data.default",
     _safe_softmax: "_safe_softmax.default",
+    _layer_norm: "native_layer_norm.default",
     _layer_norm_backward: "native_layer_norm_backward.default",
+    _group_norm: "native_group_norm.default",
+    _group_norm_backward: "native_group_norm_backward.default",
     _native_dropout: "native_dropout.default",
     _cudnn_forward: "_scaled_dot_product_cudnn_attention.default",
     _cudnn_backward: "_scaled_dot_product_cudnn_attention_backward.default",
