@@ -218,6 +218,64 @@ def _of_probabilities(
     return negative / (logarithms.numel() / classes)
 
 
+def _logits_loss_of_functional(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    reductions = ("none", "mean", "sum")
+    is_plain = size_average is None and reduce is None and reduction in reductions
+    if not is_plain or input.shape != target.shape:
+        return functional.binary_cross_entropy_with_logits(
+            input, target, weight, size_average, reduce, reduction, pos_weight
+        )
+    return _logits_loss(input, target, weight, pos_weight, reductions.index(reduction))
+
+
+def _logits_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    if not input.is_meta or target.requires_grad:
+        return torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
+    loss: Tensor = _LogitsLoss.apply(input, target, weight, pos_weight, reduction)
+    return loss
+
+
+class _LogitsLoss(torch.autograd.Function):
+    """Its gradient is computed in place, which under a dispatch mode it is not.
+
+    Source: ``torch/csrc/autograd/FunctionsManual.cpp``,
+    ``binary_cross_entropy_with_logits_backward``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        ctx.save_for_backward(*args[:4])
+        ctx.is_mean = args[4] == 1
+        return torch.binary_cross_entropy_with_logits(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        input, target, weight, pos_weight = ctx.saved_tensors
+        if pos_weight is None:
+            gradient = input.sigmoid().sub_(target)
+        else:
+            positive = pos_weight * target
+            gradient = (positive + 1).sub_(target).mul_(input.sigmoid()).sub_(positive)
+        gradient.mul_(gradients[0])
+        if weight is not None:
+            gradient.mul_(weight)
+        return (gradient.div_(input.numel()) if ctx.is_mean else gradient), None, None, None, None
+
+
 class _FunctionsAsOnGpu(TorchFunctionMode):
     """Functions whose way depends on the device, seen before they are taken apart."""
 
@@ -232,6 +290,8 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
             functional.cross_entropy: partial(_cross_entropy, autocast),
+            functional.binary_cross_entropy_with_logits: _logits_loss_of_functional,
+            torch.binary_cross_entropy_with_logits: _logits_loss,
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
             torch.tensor: partial(_tensor, tracer),

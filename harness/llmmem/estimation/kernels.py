@@ -48,6 +48,8 @@ aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 # Numbers that CUB sorts in one block of threads.
 FEW = 2048
+# How ATen numbers the reductions of a loss.
+MEAN, SUM = 1, 2
 # Elements of a tensor whose values no program looks at one by one.
 LARGE = 4096
 
@@ -376,6 +378,9 @@ def _all_close(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
         return bool(torch.isclose(*args, **kwargs).all())
 
 
+# Losses. Where one is reduced, one loss for each element comes first.
+
+
 def _reduced_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The result keeps the storage of one loss for each element; a second one is reduced.
 
@@ -383,16 +388,76 @@ def _reduced_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
     ``smooth_l1_loss``.
     """
     out = func(*args, **kwargs)
-    if not _is_on_device(out):
-        return out
-    if _bind(func, args, kwargs, "reduction") == 0:
+    if not _is_on_device(out) or not _bind(func, args, kwargs, "reduction"):
         tracer.born(out)
         return out
     losses = torch.broadcast_tensors(*args[:2])[0]  # type: ignore[no-untyped-call]
     out = torch.empty(losses.shape, dtype=out.dtype, device="meta").resize_(())
     tracer.born(out)
     with tracer.scratch(losses.numel() * out.element_size()):
+        _split_buffers(tracer, torch.empty(losses.shape, device="meta"), None)
+    return out
+
+
+def _resized_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The losses are reduced to a number that is copied back, and their storage stays.
+
+    Source: ``aten/src/ATen/native/cuda/Loss.cu``, ``binary_cross_entropy_cuda``, and
+    ``aten/src/ATen/native/Loss.cpp``, ``soft_margin_loss``.
+    """
+    out = func(*args, **kwargs)
+    if not _is_on_device(out) or not _bind(func, args, kwargs, "reduction"):
+        tracer.born(out)
         return out
+    losses = torch.empty(args[0].shape, dtype=out.dtype, device="meta")
+    tracer.born(losses)
+    with tracer.scratch(out.element_size()):
+        _split_buffers(tracer, losses, None)
+    return losses.resize_(())
+
+
+def _huber_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/Loss.cpp``, ``huber_loss``."""
+    if not _is_on_device(args[0]) or not _bind(func, args, kwargs, "reduction"):
+        return tracer.run(func, args, kwargs)
+    losses = torch.broadcast_tensors(*args[:2])[0]  # type: ignore[no-untyped-call]
+    with tracer.scratch(_nbytes(losses)):
+        out = tracer.run(func, args, kwargs)
+        _split_buffers(tracer, torch.empty(losses.shape, device="meta"), None)
+    return out
+
+
+def _logits_loss(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/Loss.cpp``, ``binary_cross_entropy_with_logits``."""
+    if not _is_on_device(args[0]):
+        return func(*args, **kwargs)
+    names = ("self", "target", "weight", "pos_weight", "reduction")
+    logits, target, weight, pos_weight, reduction = (
+        _bind(func, args, kwargs, name) for name in names
+    )
+    with tracer.seeing_again():
+        logarithms = torch.nn.functional.logsigmoid(logits)
+        if pos_weight is not None:
+            logarithms.mul_((pos_weight - 1).mul(target).add_(1))
+        losses = (1 - target).mul_(logits).sub_(logarithms)
+        if weight is not None:
+            losses.mul_(weight)
+        if reduction == MEAN:
+            return losses.mean()
+        return losses.sum() if reduction == SUM else losses
+
+
+def _soft_margin_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/Loss.cpp``, ``soft_margin_loss_backward_out``."""
+    out = func(*args, **kwargs)
+    if not _is_on_device(out):
+        return out
+    size = _nbytes(out)
+    with tracer.scratch(size, size):
+        sum_and_one = torch.empty_like(out)
+        tracer.born(sum_and_one)
+    tracer.born(out)
+    return out
 
 
 # Matrix products.
@@ -939,6 +1004,10 @@ _HANDLERS: dict[Handler, str] = {
     _masked_scatter_backward: "masked_scatter_backward.default",
     _is_infinite: "isinf.default",
     _reduced_loss: "mse_loss.default smooth_l1_loss.default",
+    _resized_loss: "binary_cross_entropy.default soft_margin_loss.default",
+    _logits_loss: "binary_cross_entropy_with_logits.default",
+    _huber_loss: "huber_loss.default",
+    _soft_margin_backward: "soft_margin_loss_backward.default",
     _all_close: "allclose.default",
     _matrix_product: (
         "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
