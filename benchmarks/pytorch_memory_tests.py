@@ -269,8 +269,8 @@ def page(checkout: Path, results: list[Result]) -> str:
             "function, an error or a setting of memory; the script has the rule. Nothing in them is "
             "changed. Tests that fail for no known reason run again without the others, and that "
             "counts. *Failed on a value*: the assertion that fails compares what a kernel computes, "
-            "which is not simulated. *Not the GPU*: a test that fails on any GPU here, since PyTorch itself has changed "
-            "after the checkout, or for want of a network.",
+            "which is not simulated. *Not the GPU*: a test that fails on any GPU here, since PyTorch "
+            "itself has changed after the checkout, or for want of a network.",
             "",
             tabulate(counts(results), "keys", "pipe"),
             *section("Tests that fail", [r for r in results if r.outcome == "failed"]),
