@@ -18,22 +18,20 @@ import json
 import os
 import platform
 import random
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tabulate import tabulate
+from timing import Seconds, of_ended_children, table, timed
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.catalogue.models import find_model
@@ -77,20 +75,6 @@ WAYS = {
     "llmmem estimate --method lora": ("llmmem", "estimate", MODEL, "--method=lora"),
     "llmmem estimate --method qlora": ("llmmem", "estimate", MODEL, "--method=qlora"),
 }
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Medians, in seconds: by the clock, and of processor time."""
-
-    wall: float
-    processor: float
-
-    @classmethod
-    def of(cls, taken: Sequence[tuple[float, float]]) -> Seconds:
-        """The medians of pairs of wall and processor time."""
-        walls, processors = zip(*taken, strict=True)
-        return cls(statistics.median(walls), statistics.median(processors))
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -143,18 +127,16 @@ def whole_processes() -> dict[str, Seconds]:
 def _process(
     command: Sequence[str], directory: Path, environment: dict[str, str]
 ) -> tuple[float, float]:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        check=True,
-    )
-    wall = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    def run() -> None:
+        subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+
+    return timed(run, of_ended_children)
 
 
 def traces(setups: Iterable[Setup]) -> list[tuple[Setup, Seconds]]:
@@ -272,37 +254,28 @@ steps) on the {GPU}, beside `accelerate estimate-memory`, which counts weights. 
 and offline: the config lies under the model's name where it starts, and `HF_ENDPOINT` names a
 server on the same machine that tells it the library of the model.
 
-{_table(frame[:processes])}
+{table(frame[:processes])}
 
 ## Traces
 
 Once everything is imported, {TRACES} times each, on a card that is large enough for all of them.
 
-{_table(frame[processes:sizes])}
+{table(frame[processes:sizes])}
 
 ## What the time depends on
 
 Full training of Llamas of other sizes: 16 layers, width 2,048, one sequence of 2,048 tokens, but
 for what is named.
 
-{_table(frame[sizes:dimensions])}
+{table(frame[sizes:dimensions])}
 
 ## The allocator's model
 
 {EVENTS:,} requests and frees, of 256 B to 128 MiB, by the setting of `PYTORCH_CUDA_ALLOC_CONF`.
 
-{_table(frame[dimensions:])}
+{table(frame[dimensions:])}
 """
     (REPORTS / "estimate-speed.md").write_text(text)
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return tabulate(
-        frame.to_numpy().tolist(),
-        headers=["what", "clock", "processor"],
-        tablefmt="github",
-        floatfmt=".2f",
-    )
 
 
 if __name__ == "__main__":

@@ -13,27 +13,21 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
-from tabulate import tabulate
+from timing import Seconds, of_ended_children, table, timed
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.estimation.trace import trace
 from llmmem.runner import Runner
 from llmmem.setups import Setup
 from llmmem.versions import library_versions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 REPORTS = Path(__file__).parents[1] / "reports"
 GPU = "h100"
@@ -51,31 +45,6 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 1000,
 }
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Medians, in seconds: by the clock, and of processor time."""
-
-    wall: float
-    processor: float
-
-    @classmethod
-    def of(cls, taken: Sequence[tuple[float, float]]) -> Seconds:
-        """The medians of pairs of wall and processor time."""
-        walls, processors = zip(*taken, strict=True)
-        return cls(statistics.median(walls), statistics.median(processors))
-
-
-def _timed(work: Callable[[], object], used: Callable[[], float]) -> tuple[float, float]:
-    wall, processor = time.perf_counter(), used()
-    work()
-    return time.perf_counter() - wall, used() - processor
-
-
-def _of_ended_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _of_children() -> float:
@@ -101,8 +70,8 @@ def warm() -> dict[str, tuple[Seconds, Seconds]]:
     with Runner(DEVICE) as runner:
         for round_number in range(TIMES + 1):
             for name, setup in setups().items():
-                run = _timed(lambda setup=setup: _run(runner, setup), _of_children)
-                traced = _timed(lambda setup=setup: _trace(setup), time.process_time)
+                run = timed(lambda setup=setup: _run(runner, setup), _of_children)
+                traced = timed(lambda setup=setup: _trace(setup), time.process_time)
                 if round_number:  # the first imports what it needs
                     taken[name][0].append(run)
                     taken[name][1].append(traced)
@@ -124,7 +93,7 @@ def cold() -> dict[str, Seconds]:
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
     for round_number in range(TIMES + 1):
         for name in METHODS:
-            seconds = _timed(lambda name=name: _process(name), _of_ended_children)
+            seconds = timed(lambda name=name: _process(name), of_ended_children)
             if round_number:  # the first reads its files from the disk
                 taken[name].append(seconds)
     return {name: Seconds.of(times) for name, times in taken.items()}
@@ -149,7 +118,7 @@ def tiny() -> tuple[float, float]:
                     method = METHODS[number % len(METHODS)]
                     _run(runner, Setup(model=str(path), method=method, seq_len=64))
 
-    return _timed(runs, _of_ended_children)
+    return timed(runs, of_ended_children)
 
 
 def main() -> None:
@@ -187,7 +156,7 @@ One step setup ({MODEL}, 2,048 tokens, two steps, gradient checkpointing) on `{D
 process of its own, forked from a worker that has imported everything, and its trace in a process
 that has. Medians of {TIMES}, in turns.
 
-{_table(frame[:after_start])}
+{table(frame[:after_start])}
 
 A run takes {", ".join(f"{ratio:.1f} ({name})" for name, ratio in ratios)} times as long as its trace.
 
@@ -196,25 +165,16 @@ A run takes {", ".join(f"{ratio:.1f} ({name})" for name, ratio in ratios)} times
 `llmmem run` of the same, from its start to its end, with the estimate beside the run. Medians of
 {TIMES}, in turns.
 
-{_table(frame[after_start:processes])}
+{table(frame[after_start:processes])}
 
 ## Many small runs
 
 {TINY_RUNS} runs of a Llama of two layers and width 64, full, LoRA and QLoRA in turns, one runner, its
 start included. Taken once.
 
-{_table(frame[processes:])}
+{table(frame[processes:])}
 """
     (REPORTS / "run-speed.md").write_text(text)
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return tabulate(
-        frame.to_numpy().tolist(),
-        headers=["what", "clock", "processor"],
-        tablefmt="github",
-        floatfmt=".2f",
-    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the simulated GPU costs: to build, to activate, for each CUDA call, and in host memory.
+"""What the simulated GPU costs: to build and start, for each CUDA call and operator, and in memory.
 
     python benchmarks/simgpu_cost.py
 
-Writes ``reports/simgpu-cost.md``. Every time is the median of several; run it on an idle machine.
+Writes ``reports/simgpu-cost.md``. Every time is the median of several; run it on an idle machine. Start-up
+and operators are told in processor time, of which other programs take less than of the clock's.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,8 @@ CARD = "h100"
 CALLS = 20_000
 REPEATS = 15
 ACTIVATIONS = 7
+OPERATORS = 2_000
+LAYERS = 200
 REPORT = Path(__file__).parents[1] / "reports" / "simgpu-cost.md"
 
 ACTIVATE = f"""
@@ -41,6 +46,22 @@ start = time.perf_counter()
 simgpu.activate({CARD!r})
 print(time.perf_counter() - start)
 """
+
+
+FIRST_TENSOR = f"""
+from llmmem import simgpu
+simgpu.activate({CARD!r})
+import torch
+torch.zeros(1, device="cuda")
+"""
+
+
+def seconds_to_first_tensor() -> float:
+    """Processor seconds of a process that imports PyTorch and makes one tensor on the device."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", FIRST_TENSOR], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def seconds_to_activate(cache: Path | None = None) -> float:
@@ -89,6 +110,40 @@ def _medians(loops: ctypes.CDLL) -> dict[str, float]:
         assert min(times) >= 0, f"{loops.name(i).decode()} fails"
         found[loops.name(i).decode()] = statistics.median(times)
     return found
+
+
+def microseconds_by_operator() -> dict[str, float]:
+    """Median microseconds of processor time of what a program calls in PyTorch."""
+    import torch
+
+    torch.set_num_threads(1)  # those of OpenMP wait busily
+    known = torch.arange(16, device="cuda")
+    unknown = torch.randn(1024, 1024, device="cuda")
+    layers = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(LAYERS))).to("cuda")
+    batch = torch.randn(8, 64, device="cuda")
+    cases: dict[str, tuple[int, Callable[[], object]]] = {
+        "an addition on the host, 16 integers": (OPERATORS, partial(torch.add, known.cpu(), 1)),
+        "an addition, 16 known integers": (OPERATORS, partial(torch.add, known, 1)),
+        "an addition, 1,048,576 unknown floats": (OPERATORS, partial(torch.add, unknown, unknown)),
+        "a product of matrices, 1024 x 1024": (OPERATORS, partial(torch.mm, unknown, unknown)),
+        "torch.empty": (OPERATORS, partial(torch.empty, 1024, device="cuda")),
+        f"forward and backward, {LAYERS} linear layers": (
+            10,
+            lambda: layers(batch).sum().backward(),
+        ),
+    }
+    return {name: statistics.median(_microseconds(*case)) for name, case in cases.items()}
+
+
+def _microseconds(calls: int, call: Callable[[], object]) -> list[float]:
+    times = []
+    for number in range(REPEATS + 1):
+        start = time.process_time()
+        for _ in range(calls):
+            call()
+        if number:  # the first loads and caches
+            times.append(1e6 * (time.process_time() - start) / calls)
+    return times
 
 
 def resident_bytes() -> int:
@@ -152,8 +207,10 @@ def report() -> str:
         build = seconds_to_activate(Path(cache))
         with_start = time.perf_counter() - start
     activation = statistics.median(seconds_to_activate() for _ in range(ACTIVATIONS))
+    first_tensor = statistics.median(seconds_to_first_tensor() for _ in range(ACTIVATIONS))
     simgpu.activate(CARD)
     calls = nanoseconds_by_call()
+    operators = microseconds_by_operator()
     growth = growth_by_use()
     versions = ", ".join(f"{name} {found}" for name, found in library_versions().items() if found)
     return "\n".join(
@@ -173,6 +230,11 @@ def report() -> str:
                     ["to build and activate, once on a machine", f"{build:.1f} s"],
                     ["the same, with the start of Python", f"{with_start:.1f} s"],
                     [f"to activate once built (median of {ACTIVATIONS})", f"{activation:.3f} s"],
+                    [
+                        "to import PyTorch and make one tensor, in a process of its own "
+                        f"(median of {ACTIVATIONS}, processor time)",
+                        f"{first_tensor:.2f} s",
+                    ],
                 ],
                 headers=["what", "time"],
                 tablefmt="github",
@@ -189,6 +251,18 @@ def report() -> str:
                     for name, (alone, crowded) in calls.items()
                 ],
                 headers=["call", "alone", "crowded"],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
+            "## Operators",
+            "",
+            "What a program calls in PyTorch, from Python: median microseconds of processor time, with",
+            "what PyTorch itself takes. Values that are known are followed on the host.",
+            "",
+            tabulate(
+                [[name, f"{took:,.1f} µs"] for name, took in operators.items()],
+                headers=["call", "time"],
                 tablefmt="github",
                 disable_numparse=True,
             ),

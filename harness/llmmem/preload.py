@@ -43,16 +43,34 @@ def preload(setup: Setup) -> None:
         if local_config(setup.model) is not None:  # the hub may not answer: that is for the run
             with suppress(Exception, _CudaNeeded), cuda_kept_out():
                 model_class(setup)
+        if setup.has_adapter:
+            with suppress(Exception, _CudaNeeded), cuda_kept_out():
+                _make_conversions()
 
 
 def _libraries(setup: Setup) -> Iterator[str]:
+    """Modules that a run or an estimate imports, those that others import late included."""
     yield "llmmem.measurement.run"
-    if setup.is_train:  # optimizers and checkpointing import it at their first call
+    yield "llmmem.estimation.alone"
+    yield "llmmem.estimation.rules"
+    if setup.is_train:  # optimizers and checkpointing import them at their first call
         yield "torch._dynamo"
-    if setup.has_adapter:
-        yield "peft"
+        yield "torch._subclasses.schema_check_mode"
     if uses_bitsandbytes(setup):
         yield "bitsandbytes"
+        yield "llmmem.estimation.quantized"
+        yield "transformers.integrations.bitsandbytes"
+    if setup.has_adapter:
+        yield "peft"
+        yield "peft.tuners.lora.bnb"
+        yield "peft.utils.transformers_weight_conversion"
+
+
+def _make_conversions() -> None:
+    """Let transformers compile its table of names in checkpoints, which PEFT asks for each model."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]
 
 
 @contextmanager

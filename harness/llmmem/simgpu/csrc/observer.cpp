@@ -549,7 +549,7 @@ Plan move(const Operator &op, c10::ArrayRef<const IValue> inputs) {
 }
 
 /* A sum with what is huge is that; of other numbers both have to be known. */
-Plan shift(const Operator &op, c10::ArrayRef<const IValue> inputs) {
+Plan shift(const Operator &op, c10::ArrayRef<const IValue> inputs, const Inputs &seen) {
     if (!inputs[0].isTensor() || op.written[0]) return nullptr;
     const Tensor &a = inputs[0].toTensor();
     auto n = number(inputs[1]);
@@ -561,6 +561,8 @@ Plan shift(const Operator &op, c10::ArrayRef<const IValue> inputs) {
         return plan;
     }
     if (!inputs[1].isTensor() && !is_huge) return nullptr;
+    /* Most sums are of such tensors: they are left at once. */
+    if (!is_huge && !seen.any_known && is_on_device(a) && is_on_device(inputs[1].toTensor())) return nullptr;
     Parts parts = taken_apart(op, inputs);
     if ((!parts.any && !is_huge) || !parts.small) return nullptr;
     Tensor marks = parts.marks[0].toTensor().eq(SIM_NO_VALUE).logical_not(), huge = parts.values[0].toTensor().abs().ge(HUGE_NUMBER);
@@ -759,7 +761,7 @@ Plan plan_for_unknown(const Operator &op, c10::ArrayRef<const IValue> inputs, co
         case Rule::any_:
         case Rule::all_: return quantify(op, inputs, seen);
         case Rule::finite_: return answer(op, State::known, false);
-        case Rule::shift_: return shift(op, inputs);
+        case Rule::shift_: return shift(op, inputs, seen);
         case Rule::pick_:
         case Rule::picks_: return pick(op, inputs);
         case Rule::weigh_: return seen.any_known ? weigh(op, inputs) : nullptr;
