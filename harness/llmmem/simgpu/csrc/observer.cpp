@@ -286,6 +286,8 @@ bool is_simulated_device(const IValue &value) { return value.isDevice() && value
 Inputs survey(const Operator &op, c10::ArrayRef<const IValue> inputs) {
     Inputs seen;
     for (size_t i = 0; i < inputs.size(); i++) {
+        /* No other input makes a plain operator's outputs known then. */
+        if (op.rule == Rule::plain_ && seen.device && seen.state == State::unknown) break;
         seen.device |= is_simulated_device(inputs[i]);
         bool is_read = i >= op.only_written.size() || !op.only_written[i];
         each_tensor(inputs[i], [&](const Tensor &t) {
