@@ -311,7 +311,7 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
         return out
     cast = 0 if tensor.dtype == out.dtype else tensor.numel() * out.element_size()
     tracer.born(out)
-    is_one_row = tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
+    is_one_row = tensor.dim() < 2 or tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
     with tracer.scratch(cast, cub.scan(tensor.numel()) if is_one_row else 0):
         pass
     return out

@@ -59,7 +59,10 @@ def _settings() -> tuple[Any, ...]:
 def _set(settings: tuple[Any, ...]) -> None:
     deterministic, warn_only, cudnn_deterministic, benchmark, dtype, grad = settings
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    torch.backends.cudnn.deterministic = cudnn_deterministic
-    torch.backends.cudnn.benchmark = benchmark
+    # Tests can forbid setting these flags (`torch.backends.disable_global_flags`).
+    if torch.backends.cudnn.deterministic != cudnn_deterministic:
+        torch.backends.cudnn.deterministic = cudnn_deterministic
+    if torch.backends.cudnn.benchmark != benchmark:
+        torch.backends.cudnn.benchmark = benchmark
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
