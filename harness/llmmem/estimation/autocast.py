@@ -78,6 +78,7 @@ class Autocast:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], run: Any
     ) -> Any:
         """The result of `run`, which stands for `func`, with the arguments that autocast makes."""
+        __tracebackhide__ = True  # see `failures`
         if self.dtype is None:
             return run(*args, **kwargs)
         name = getattr(func, "__name__", "")

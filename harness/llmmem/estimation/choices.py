@@ -65,6 +65,7 @@ def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True  # see `failures`
         with ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
@@ -241,6 +242,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        __tracebackhide__ = True  # see `failures`
         run = self._substitutes.get(func, func)
         kwargs = kwargs or {}
         if self._autocast.dtype is None:

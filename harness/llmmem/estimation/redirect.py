@@ -29,6 +29,7 @@ from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from llmmem.estimation.tracer import Placement, Tracer
 
@@ -131,6 +132,7 @@ class _Redirection(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        __tracebackhide__ = True  # see `failures`
         substitute = self._substitutes.get(func)
         if substitute is not None:
             return substitute(*args, **(kwargs or {}))
@@ -189,6 +191,10 @@ class _Redirection(TorchFunctionMode):
         if tensor.is_meta == value.is_meta:
             tensor.data = value
             return
+        gradient = tensor.grad
+        if gradient is not None:
+            _check_moved_by_module()
+            tensor.grad = None
         new: Tensor
         if isinstance(tensor, nn.Parameter):
             new = Tensor._make_subclass(type(tensor), value.detach(), tensor.requires_grad)
@@ -196,6 +202,24 @@ class _Redirection(TorchFunctionMode):
             new = value.detach().requires_grad_(tensor.requires_grad)
         vars(new).update(vars(tensor))
         torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+        if gradient is not None:
+            # A gradient lies where its tensor does: it is moved here, and then by the module no more.
+            with self._tracer.placing("skeleton" if self._tracer.is_skeleton(value) else "device"):
+                moved = torch.empty_like(gradient, dtype=value.dtype, device=value.device)
+            torch.utils.swap_tensors(gradient, moved)  # type: ignore[no-untyped-call]
+            tensor.grad = gradient
+
+
+def _check_moved_by_module() -> None:
+    """Raise an error unless ``Module._apply`` moves a parameter, which moves its gradient next."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    if frame is None or frame.f_code is not nn.Module._apply.__code__:
+        raise UnsupportedError(
+            "a parameter whose data is set to a tensor on another device cannot be traced while it "
+            "has a gradient: run it with llmmem exec"
+        )
 
 
 @contextmanager
@@ -467,7 +491,9 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "is_bf16_supported": lambda *_, **__: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "device": _Device,
+        "_exchange_device": lambda *_: 0,
+        "_maybe_exchange_device": lambda *_: 0,
+        "CUDAGraph": _Graph,
         "get_device_name": lambda *_: gpu.title,
         "get_device_capability": lambda *_: gpu.compute_capability,
         "get_device_properties": lambda *_: properties,
@@ -537,17 +563,11 @@ def _do_nothing(*args: object, **kwargs: object) -> None:
     pass
 
 
-class _Device:
-    """``torch.cuda.device``: there is one."""
+class _Graph:
+    """A CUDA graph keeps what is allocated in its capture in a pool of its own."""
 
-    def __init__(self, device: object) -> None:
-        self.idx = 0
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise UnsupportedError("CUDA graphs cannot be traced: run it with llmmem exec")
 
 
 class _Stream:
