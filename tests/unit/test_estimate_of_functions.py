@@ -122,6 +122,20 @@ def test_a_model_is_moved_with_its_gradients() -> None:
     assert seen == ["cpu", "cpu", workspaces, "cuda", "cuda", workspaces + 2]
 
 
+def test_tensors_on_the_device_have_addresses() -> None:
+    seen: list[int] = []
+
+    def function() -> None:
+        first, second = (torch.ones(8, device="cuda") for _ in range(2))
+        start = first.untyped_storage().data_ptr()
+        seen.extend([first.data_ptr() - start, first[3:].data_ptr() - start])
+        seen.append(abs(second.data_ptr() - start) >= first.nbytes)
+        seen.append(torch.ones(8, device="meta").data_ptr())
+
+    estimated(function)
+    assert seen == [0, 12, True, 0]
+
+
 def test_a_gradient_that_stays_behind_is_refused() -> None:
     def function() -> None:
         weight = nn.Parameter(torch.ones(8, device="cuda"))
@@ -148,6 +162,17 @@ def test_layers_of_bitsandbytes_are_quantized_where_their_model_is_moved() -> No
     estimated(function)
     packed = 1024 * 1024 // 2
     assert packed < kept[0] < 1.1 * packed
+
+
+def test_a_statistic_of_the_allocator_that_is_not_modelled_is_refused() -> None:
+    def function() -> None:
+        torch.cuda.memory_summary()
+        torch.cuda.random.get_rng_state()
+        torch.cuda.memory_stats()["oversize_segments.current"]
+
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "unsupported"
+    assert "memory_stats()['oversize_segments.current']" in trace.message
 
 
 def test_a_cuda_graph_is_refused_by_its_name() -> None:

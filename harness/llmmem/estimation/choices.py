@@ -79,7 +79,7 @@ def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of a module or an object has another value while inside."""
     missing = object()
-    before = getattr(owner, name, missing)
+    before = vars(owner).get(name, missing)  # what is inherited is found again without it
     setattr(owner, name, value)
     try:
         yield

@@ -59,13 +59,16 @@ def cuda_redirected(
     with ExitStack() as stack:
         answers = _cuda_answers(tracer, reset_peaks)
         for name, answer in answers.items():
-            stack.enter_context(replaced(torch.cuda, name, answer))
+            for module in (torch.cuda, torch.cuda.memory, torch.cuda.random):
+                if module is torch.cuda or hasattr(module, name):
+                    stack.enter_context(replaced(module, name, answer))
         for name, answer in _accelerator_answers(answers).items():
             stack.enter_context(replaced(torch.accelerator, name, answer))
         stack.enter_context(_default_device_redirected())
         stack.enter_context(_autocast_redirected())
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
+        stack.enter_context(_storages_told_apart(tracer))
         stack.enter_context(_generators_redirected())
         compiled = stack.enter_context(_compiled_run_eagerly())
         stack.enter_context(_kernels_not_launched(tracer))
@@ -121,6 +124,7 @@ class _Redirection(TorchFunctionMode):
             torch._C._nn._parse_to: torch._C._nn._parse_to,
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            Tensor.data_ptr: self._data_ptr,
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
             Tensor.get_device: lambda tensor: 0 if self._is_cuda(tensor) else tensor.get_device(),
@@ -181,6 +185,12 @@ class _Redirection(TorchFunctionMode):
         with self._tracer.placing("device"):
             movable = self._movable(tensor, "device")
             return movable.to(META, non_blocking=non_blocking, memory_format=memory_format)
+
+    def _data_ptr(self, tensor: Tensor) -> int:
+        if not tensor.is_meta:
+            return tensor.data_ptr()
+        start = self._tracer.pointer(tensor.untyped_storage())
+        return start + tensor.storage_offset() * tensor.element_size() if start else 0
 
     def _format(self, tensor: Tensor, spec: str) -> str:
         value = tensor.detach().item() if tensor.is_meta and tensor.dim() == 0 else tensor
@@ -297,6 +307,19 @@ def _checkpoints_compared() -> Iterator[None]:
         yield
     finally:
         extractors.update(before)
+
+
+@contextmanager
+def _storages_told_apart(tracer: Tracer) -> Iterator[None]:
+    """Storages on the device have addresses, by which libraries find tensors that share one."""
+    address = torch.UntypedStorage.data_ptr
+
+    def address_of(storage: torch.UntypedStorage) -> int:
+        is_meta = storage.device.type == "meta"
+        return tracer.pointer(storage) if is_meta else address(storage)
+
+    with replaced(torch.UntypedStorage, "data_ptr", address_of):
+        yield
 
 
 class _Generator(torch.Generator):
@@ -467,7 +490,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
 
     def statistics(*_: object) -> dict[str, int]:
         allocator = tracer.allocator
-        return {
+        known = {
             "allocated_bytes.all.current": allocator.allocated,
             "allocated_bytes.all.peak": allocator.peak_allocated,
             "reserved_bytes.all.current": allocator.reserved,
@@ -475,6 +498,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
             "num_alloc_retries": allocator.num_alloc_retries,
             "num_ooms": allocator.num_ooms,
         }
+        return _Statistics(known)
 
     properties = SimpleNamespace(
         name=gpu.title,
@@ -505,6 +529,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "max_memory_reserved": lambda *_: tracer.allocator.peak_reserved,
         "reset_peak_memory_stats": lambda *_: reset_peaks(),
         "empty_cache": tracer.empty_cache,
+        "memory_summary": lambda *_, **__: "no summary in an estimate",
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "stream": nullcontext,
@@ -515,6 +540,13 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "Event": _Event,
         **dict.fromkeys(_WITHOUT_ANSWER, _do_nothing),
     }
+
+
+class _Statistics(dict[str, int]):
+    """Those of the allocator that its model keeps."""
+
+    def __missing__(self, name: str) -> int:
+        raise UnsupportedError(f"memory_stats()[{name!r}] is not known: run it with llmmem exec")
 
 
 _WITHOUT_ANSWER = (
