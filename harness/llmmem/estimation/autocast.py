@@ -79,7 +79,8 @@ class Autocast:
     ) -> Any:
         """The result of `run`, which stands for `func`, with the arguments that autocast makes."""
         __tracebackhide__ = True  # see `failures`
-        if self.dtype is None:
+        # PyTorch casts nothing where ``out`` is given.
+        if self.dtype is None or kwargs.get("out") is not None:
             return run(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in FLOAT32_BY_ARGUMENT and kwargs.get("dtype") is None and _is_eligible(args[0]):

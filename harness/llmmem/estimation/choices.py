@@ -219,6 +219,21 @@ def _of_probabilities(
     return negative / (logarithms.numel() / classes)
 
 
+def _ctc_loss(
+    log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Lengths are read from the device; only tensors of the meta device keep them as tensors.
+
+    Source: ``aten/src/ATen/native/LossCTC.cpp``, ``ctc_loss``.
+    """
+    lengths = [
+        length.to("cpu", torch.long).tolist() if isinstance(length, Tensor) else length
+        for length in (input_lengths, target_lengths)
+    ]
+    loss: Tensor = functional.ctc_loss(log_probs, targets, *lengths, *args, **kwargs)
+    return loss
+
+
 class _FunctionsAsOnGpu(TorchFunctionMode):
     """Functions whose way depends on the device, seen before they are taken apart."""
 
@@ -232,6 +247,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
             functional.cross_entropy: partial(_cross_entropy, autocast),
+            functional.ctc_loss: _ctc_loss,
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
             torch.tensor: partial(_tensor, tracer),
@@ -280,7 +296,10 @@ def _plain_dropout(input: Tensor, p: float, train: bool) -> Tensor:
     return torch.dropout(input, p, train)
 
 
-def _tensor(tracer: Tracer, *args: Any, **kwargs: Any) -> Tensor:
+def _tensor(tracer: Tracer, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if isinstance(data, list | tuple):
+        data = _numbers(data)
+    args = (data, *args)
     tensor = torch.tensor(*args, **kwargs)
     # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
     if tracer in _get_current_dispatch_mode_stack():
@@ -288,6 +307,13 @@ def _tensor(tracer: Tracer, *args: Any, **kwargs: Any) -> Tensor:
         if tensor.is_meta and tensor.numel():
             tracer.known.learn(tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"})))
     return tensor
+
+
+def _numbers(data: Any) -> Any:
+    """Nested data with numbers for the tensors in it, which are read where a mode sees it."""
+    if isinstance(data, list | tuple):
+        return [_numbers(item) for item in data]
+    return data.tolist() if isinstance(data, Tensor) and data.is_meta else data
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> None:

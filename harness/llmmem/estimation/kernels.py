@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation import cub
+from llmmem.estimation.ctc import CTC_HANDLERS
 from llmmem.estimation.hidden import (
     FLOAT,
     FLOAT_AND_INDEX,
@@ -31,7 +32,7 @@ from llmmem.estimation.hidden import (
     round_up,
     split_reduction,
 )
-from llmmem.estimation.known import KNOWN
+from llmmem.estimation.known import KNOWN, UNKNOWN, is_same
 from llmmem.estimation.libraries import LIBRARY_HANDLERS
 from llmmem.estimation.sparse import SPARSE_HANDLERS
 
@@ -58,7 +59,7 @@ Keywords: TypeAlias = dict[str, Any]
 def aten_handlers() -> dict[Any, Handler]:
     """Handlers by operator; an operator without one allocates its outputs and nothing else."""
     handlers: dict[Any, Handler] = {}
-    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS).items():
+    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS | CTC_HANDLERS).items():
         for name in packets.split():
             packet, _, overload = name.partition(".")
             operator = getattr(aten, packet, None)
@@ -222,6 +223,58 @@ def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
         out = torch.empty(numbers, dtype=tensor.dtype, device="meta")
         tracer.born(out)
     return (out[:count], *(torch.empty(0, dtype=torch.int64, device="meta") for _ in range(2)))
+
+
+def _unique_consecutive(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """As many as differ from the one before, where that is known, else one.
+
+    Source: ``aten/src/ATen/native/cuda/UniqueCub.cu``, ``unique_consecutive_cuda``.
+    """
+    (tensor,) = args[:1]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    numbers = tensor.numel()
+    if numbers > FEW or _bind(func, args, kwargs, "dim") is not None:
+        raise UnsupportedError("unique_consecutive is traced without dim and of few numbers alone")
+    found = tracer.known.found(func, args, kwargs)
+    if found is None or found.mark != KNOWN:
+        tracer.note_guess(func)
+    count = min(1, numbers) if found is None else found.values.numel()
+    inverse, counts = (torch.empty(0, dtype=torch.int64, device="meta") for _ in range(2))
+    if _bind(func, args, kwargs, "return_inverse"):
+        inverse = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
+        tracer.born(inverse)
+        with tracer.scratch(4 * numbers, cub.select(numbers, tracer.gpu)):
+            pass
+    unique = torch.empty(numbers, dtype=tensor.dtype, device="meta")
+    tracer.born(unique)
+    with tracer.scratch(INDEX):
+        if _bind(func, args, kwargs, "return_counts"):
+            counts = torch.empty(numbers, dtype=torch.int64, device="meta")
+            tracer.born(counts)
+        with tracer.scratch(cub.select(numbers, tracer.gpu)):
+            pass
+    return unique[:count], inverse, counts[:count]
+
+
+def _equal(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Tensors are equal if their values are known to be, or if they are the same tensor.
+
+    Source: ``aten/src/ATen/native/cuda/Equal.cpp``, ``cuda_equal``.
+    """
+    left, right = args
+    if not (_is_on_device(left) and _is_on_device(right)):
+        return func(*args, **kwargs)
+    if left.shape != right.shape or not left.numel() or is_same(left, right):
+        return left.shape == right.shape
+    with tracer.seeing_again():
+        same = left == right
+        same.all()
+    values = [tracer.known.look_up(tensor) for tensor in (left, right)]
+    known = [found for found in values if found is not None and found.mark != UNKNOWN]
+    if len(known) < 2 or any(found.mark != KNOWN for found in known):
+        tracer.note_guess(func)
+    return len(known) == 2 and torch.equal(known[0].values, known[1].values)
 
 
 # Values that the program writes.
@@ -579,6 +632,45 @@ def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Key
     return out
 
 
+def _group_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A scale and a shift for each channel, where weights are folded into them.
+
+    Source: ``aten/src/ATen/native/cuda/group_norm_kernel.cu``, ``GroupNormKernelImplInternal``.
+    """
+    out = tracer.run(func, args, kwargs)
+    tensor, weight, bias, rows, channels, size = args[:6]
+    if not _is_on_device(tensor):
+        return out
+    is_folded = size > 1 and (weight is not None or bias is not None)
+    nbytes = _accumulated(tensor) * rows * channels if is_folded else 0
+    with tracer.scratch(_contiguous_copy(tensor), nbytes, nbytes):
+        return out
+
+
+def _group_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``.../cuda/group_norm_kernel.cu``, ``GroupNormBackwardKernelImplInternal``."""
+    gradient, tensor, _, _, weight, rows, channels, size, groups = args[:9]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    wide = _accumulated(tensor) * rows
+    of_channels = wide * channels if size > 1 else 0
+    with tracer.scratch(_contiguous_copy(gradient), _contiguous_copy(tensor)):
+        out = tracer.run(func, args, kwargs)
+        of_groups = wide * groups if out[0] is not None else 0
+        of_weight = of_channels if out[0] is not None and weight is not None else 0
+        with tracer.scratch(of_channels, of_channels, of_groups, of_groups, of_weight):
+            return out
+
+
+def _contiguous_copy(tensor: Tensor) -> int:
+    return 0 if tensor.is_contiguous() else _nbytes(tensor)
+
+
+def _accumulated(tensor: Tensor) -> int:
+    """Bytes of the type that numbers of a tensor's are summed up in."""
+    return max(FLOAT, tensor.element_size())
+
+
 def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The mask is made before the output."""
     output, mask = func(*args, **kwargs)
@@ -776,6 +868,8 @@ _HANDLERS: dict[Handler, str] = {
     _unsafe_view: "_unsafe_view.default",
     _copy: "copy_.default",
     _unique: "_unique2.default",
+    _unique_consecutive: "unique_consecutive.default",
+    _equal: "equal.default",
     _nonzero: "nonzero.default",
     _masked_select: "masked_select.default",
     _repeat_interleave: "repeat_interleave.Tensor",
@@ -790,7 +884,8 @@ _HANDLERS: dict[Handler, str] = {
     _foreach_norm: "_foreach_norm.Scalar",
     _cumsum: "cumsum.default",
     _matrix_product: (
-        "mm.default addmm.default bmm.default baddbmm.default mv.default addmv.default"
+        "mm.default addmm.default bmm.default baddbmm.default mv.default addmv.default "
+        "mm.out addmm.out bmm.out baddbmm.out mv.out addmv.out"
     ),
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
@@ -802,6 +897,8 @@ _HANDLERS: dict[Handler, str] = {
     _softmax_backward: "_softmax_backward_data.default",
     _safe_softmax: "_safe_softmax.default",
     _layer_norm_backward: "native_layer_norm_backward.default",
+    _group_norm: "native_group_norm.default",
+    _group_norm_backward: "native_group_norm_backward.default",
     _native_dropout: "native_dropout.default",
     _cudnn_forward: "_scaled_dot_product_cudnn_attention.default",
     _cudnn_backward: "_scaled_dot_product_cudnn_attention_backward.default",
