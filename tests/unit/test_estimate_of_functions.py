@@ -175,10 +175,15 @@ def test_a_statistic_of_the_allocator_that_is_not_modelled_is_refused() -> None:
     assert "memory_stats()['oversize_segments.current']" in trace.message
 
 
-def test_a_cuda_graph_is_refused_by_its_name() -> None:
+def test_graphs_and_side_streams_are_refused_by_their_names() -> None:
     trace = llmmem.estimate(lambda: torch.cuda.graph(torch.cuda.CUDAGraph()), "l40s")
     assert trace.outcome == "unsupported"
     assert "CUDA graphs cannot be traced" in trace.message
+    tensor_of_two_streams = llmmem.estimate(
+        lambda: torch.ones(2, device="cuda").record_stream(torch.cuda.Stream()), "l40s"
+    )
+    assert tensor_of_two_streams.outcome == "unsupported"
+    assert "record_stream" in tensor_of_two_streams.message
 
 
 def _made_by_default() -> list[torch.device]:

@@ -220,17 +220,23 @@ def _of_probabilities(
 
 
 def _ctc_loss(
-    log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, *args: Any, **kwargs: Any
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """Lengths are read from the device; only tensors of the meta device keep them as tensors.
 
     Source: ``aten/src/ATen/native/LossCTC.cpp``, ``ctc_loss``.
     """
-    lengths = [
+    lengths: list[Any] = [
         length.to("cpu", torch.long).tolist() if isinstance(length, Tensor) else length
         for length in (input_lengths, target_lengths)
     ]
-    loss: Tensor = functional.ctc_loss(log_probs, targets, *lengths, *args, **kwargs)
+    compute: Any = functional.ctc_loss
+    loss: Tensor = compute(log_probs, targets, *lengths, *args, **kwargs)
     return loss
 
 

@@ -387,6 +387,14 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
     return out
 
 
+def _scaled_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cuda/ScaledBlas.cpp``: cuBLASLt, in the workspace of cuBLAS."""
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out):
+        tracer.use_cublas()
+    return out
+
+
 def _unsafe_view(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """It shares the storage as a view does, which takes half the time of the operator itself."""
     return tracer.run(aten.view.default, args, kwargs)
@@ -887,6 +895,7 @@ _HANDLERS: dict[Handler, str] = {
         "mm.default addmm.default bmm.default baddbmm.default mv.default addmv.default "
         "mm.out addmm.out bmm.out baddbmm.out mv.out addmv.out"
     ),
+    _scaled_product: "_scaled_mm.default",
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",

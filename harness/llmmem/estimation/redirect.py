@@ -125,6 +125,7 @@ class _Redirection(TorchFunctionMode):
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
             Tensor.data_ptr: self._data_ptr,
+            Tensor.record_stream: _refuse_side_stream,
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
             Tensor.get_device: lambda tensor: 0 if self._is_cuda(tensor) else tensor.get_device(),
@@ -190,7 +191,7 @@ class _Redirection(TorchFunctionMode):
         if not tensor.is_meta:
             return tensor.data_ptr()
         start = self._tracer.pointer(tensor.untyped_storage())
-        return start + tensor.storage_offset() * tensor.element_size() if start else 0
+        return start + int(tensor.storage_offset()) * tensor.element_size() if start else 0
 
     def _format(self, tensor: Tensor, spec: str) -> str:
         value = tensor.detach().item() if tensor.is_meta and tensor.dim() == 0 else tensor
@@ -230,6 +231,12 @@ def _check_moved_by_module() -> None:
             "a parameter whose data is set to a tensor on another device cannot be traced while it "
             "has a gradient: run it with llmmem exec"
         )
+
+
+def _refuse_side_stream(*_: object) -> None:
+    raise UnsupportedError(
+        "record_stream: memory that several streams use cannot be traced: run it with llmmem exec"
+    )
 
 
 @contextmanager
