@@ -68,6 +68,8 @@ def cuda_redirected(
         stack.enter_context(_autocast_redirected())
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
+        # It looks at its stream before a mode sees it.
+        stack.enter_context(replaced(Tensor, "record_stream", _refuse_side_stream))
         stack.enter_context(_storages_told_apart(tracer))
         stack.enter_context(_generators_redirected())
         compiled = stack.enter_context(_compiled_run_eagerly())
@@ -125,7 +127,6 @@ class _Redirection(TorchFunctionMode):
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
             Tensor.data_ptr: self._data_ptr,
-            Tensor.record_stream: _refuse_side_stream,
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
             Tensor.get_device: lambda tensor: 0 if self._is_cuda(tensor) else tensor.get_device(),
