@@ -16,9 +16,9 @@ from llmmem.value_rules import choices_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
-__all__ = ["GUESS", "Guess", "Guesses", "guess"]
+__all__ = ["GUESS", "Guess", "Guesses", "guess", "where"]
 
 #: What the sentence begins with.
 GUESS = "a guess:"
@@ -109,11 +109,17 @@ def guess(operator: str, frame: FrameType | None) -> Guess:
     name = operator.partition("::")[2]
     name = READS.get(name, name)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not _is_internal(file):
-            return Guess(f"{_short(file)}:{frame.f_lineno} in {frame.f_code.co_name}", name)
+        if place := where(frame.f_code, frame.f_lineno):
+            return Guess(place, name)
         frame = frame.f_back
     return Guess("the backward pass", name)
+
+
+def where(code: CodeType, line: int) -> str | None:
+    """A line of the program as text; ``None`` for one of PyTorch, Python or llmmem."""
+    if _is_internal(code.co_filename):
+        return None
+    return f"{_short(code.co_filename)}:{line} in {code.co_name}"
 
 
 def _is_internal(file: str) -> bool:

@@ -186,6 +186,46 @@ def inner_product():
     return torch.dot(vector, vector)
 
 
+def compared():
+    """What differs in numbers that are known, and whether they are equal."""
+    numbers = torch.tensor([0, 0, 1, 1, 5], device="cuda")
+    unique = torch.unique_consecutive(numbers)
+    torch.zeros(1000 * torch.tensor([unique[0], unique[-1]]).sum(), device="cuda")
+    _, where = torch.unique_consecutive(numbers, return_inverse=True)
+    _, counts = torch.unique_consecutive(numbers, return_counts=True)
+    torch.zeros(1000 * torch.tensor([counts[0], where[-1]], device="cuda").sum(), device="cuda")
+    same = torch.equal(numbers, numbers.clone()), torch.equal(numbers, numbers + 1)
+    torch.zeros(1000, int(same[0]) + 5 * int(same[1]), device="cuda")
+
+
+def spoken():
+    """The CTC loss of rows of different lengths, by lengths on the host and on the device."""
+    scores = torch.randn(50, 4, 30, device="cuda", requires_grad=True)
+    for device in ("cpu", "cuda"):
+        steps = torch.full((4,), 50, device=device)
+        lengths = torch.tensor([20, 10, 5, 7], device=device)
+        for shape in ((4, 20), (42,)):
+            targets = torch.randint(1, 30, shape, device="cuda")
+            logarithms = scores.log_softmax(-1)
+            torch.nn.functional.ctc_loss(logarithms, targets, steps, lengths).backward()
+
+
+def convolved():
+    """Group norms with and without weights, over pixels and over vectors."""
+    image = torch.randn(200, 32, 16, 16, device="cuda", requires_grad=True)
+    for affine in (False, True):
+        norm = torch.nn.GroupNorm(8, 32, affine=affine).cuda()
+        (norm(image).sum() + norm(image[:, :, 0, 0]).sum()).backward()
+
+
+def written_under_autocast():
+    """Autocast casts nothing where an output is given."""
+    left, right = torch.randn(2, 256, 256, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        torch.mm(left, right, out=torch.empty_like(left))
+        torch.addmm(left, left, right, out=left)
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -202,5 +242,9 @@ PROGRAMS = {
         checked,
         product_in_float32,
         inner_product,
+        compared,
+        spoken,
+        convolved,
+        written_under_autocast,
     )
 }

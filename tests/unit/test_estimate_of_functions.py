@@ -104,6 +104,88 @@ def test_what_is_put_on_cuda_is_there_and_takes_memory() -> None:
     assert trace.components.weights == 4 * 1024 * 1024 + 4 * 1024
 
 
+def test_a_model_is_moved_with_its_gradients() -> None:
+    seen: list[Any] = []
+
+    def function() -> None:
+        layer = nn.Linear(1024, 1024, bias=False).cuda()
+        layer(torch.ones(2, 1024, device="cuda")).sum().backward()
+        gradient = layer.weight.grad
+        for device in ("cpu", "cuda"):
+            layer.to(device)
+            assert layer.weight.grad is gradient
+            seen.extend([layer.weight.device.type, gradient.device.type])
+            seen.append(torch.cuda.memory_allocated() // layer.weight.nbytes)
+
+    estimated(function)
+    workspaces = 2 * (8 * 2**20 + 128 * 2**10) // (4 * 2**20)
+    assert seen == ["cpu", "cpu", workspaces, "cuda", "cuda", workspaces + 2]
+
+
+def test_tensors_on_the_device_have_addresses() -> None:
+    seen: list[int] = []
+
+    def function() -> None:
+        first, second = (torch.ones(8, device="cuda") for _ in range(2))
+        start = first.untyped_storage().data_ptr()
+        seen.extend([first.data_ptr() - start, first[3:].data_ptr() - start])
+        seen.append(abs(second.data_ptr() - start) >= first.nbytes)
+        seen.append(torch.ones(8, device="meta").data_ptr())
+
+    estimated(function)
+    assert seen == [0, 12, True, 0]
+
+
+def test_a_gradient_that_stays_behind_is_refused() -> None:
+    def function() -> None:
+        weight = nn.Parameter(torch.ones(8, device="cuda"))
+        weight.sum().backward()
+        weight.data = weight.data.cpu()
+
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "unsupported"
+    assert "while it has a gradient" in trace.message
+
+
+def test_layers_of_bitsandbytes_are_quantized_where_their_model_is_moved() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    kept: list[int] = []
+
+    def function() -> None:
+        layer = bitsandbytes.nn.LinearNF4(1024, 1024, bias=False)
+        weight = layer.weight
+        model = nn.Sequential(layer).cuda()
+        assert model[0].weight is weight
+        kept.append(torch.cuda.memory_allocated())
+        model(torch.ones(4, 1024, device="cuda"))
+
+    estimated(function)
+    packed = 1024 * 1024 // 2
+    assert packed < kept[0] < 1.1 * packed
+
+
+def test_a_statistic_of_the_allocator_that_is_not_modelled_is_refused() -> None:
+    def function() -> None:
+        torch.cuda.memory_summary()
+        torch.cuda.random.get_rng_state()
+        torch.cuda.memory_stats()["oversize_segments.current"]
+
+    trace = llmmem.estimate(function, "l40s")
+    assert trace.outcome == "unsupported"
+    assert "memory_stats()['oversize_segments.current']" in trace.message
+
+
+def test_graphs_and_side_streams_are_refused_by_their_names() -> None:
+    trace = llmmem.estimate(lambda: torch.cuda.graph(torch.cuda.CUDAGraph()), "l40s")
+    assert trace.outcome == "unsupported"
+    assert "CUDA graphs cannot be traced" in trace.message
+    tensor_of_two_streams = llmmem.estimate(
+        lambda: torch.ones(2, device="cuda").record_stream(torch.cuda.Stream()), "l40s"
+    )
+    assert tensor_of_two_streams.outcome == "unsupported"
+    assert "record_stream" in tensor_of_two_streams.message
+
+
 def _made_by_default() -> list[torch.device]:
     with torch.device("cuda"):
         inside = torch.zeros(2).device
@@ -279,6 +361,53 @@ def test_errors_of_the_function_are_its_own() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         llmmem.estimate(function, "l40s")
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (lambda: torch.zeros(3)[torch.tensor(7)], IndexError),  # on the host
+        (lambda: nn.functional.mse_loss(torch.ones(2, device="cuda"), 2), AttributeError),
+        (lambda: torch.optim.AdamW([torch.ones(2, device="cuda")], lr=-1), ValueError),
+    ],
+)
+def test_errors_that_pytorch_raises_at_once_are_the_function_s_own(
+    function: Callable[[], object], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        llmmem.estimate(function, "l40s")
+    assert any("llmmem exec" in note for note in raised.value.__notes__)
+
+
+def fail_on_device() -> None:
+    torch.zeros(3, device="cuda").select(0, 7)
+
+
+def fail_without_kernel() -> None:
+    torch.geqrf(torch.ones(3, 3, device="cuda"))
+
+
+def fail_as_pytorch_checks_itself() -> None:
+    nn.utils.fuse_conv_bn_eval(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (fail_on_device, "IndexError: select()"),
+        (fail_without_kernel, "aten::geqrf has no implementation on the meta device"),
+        (fail_as_pytorch_checks_itself, "AssertionError"),
+    ],
+)
+def test_errors_of_what_stands_for_the_gpu_are_refusals_with_the_line(
+    function: Callable[[], object], words: str
+) -> None:
+    trace = llmmem.estimate(function, "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert words in trace.message
+    line = function.__code__.co_firstlineno + 1
+    assert f"{Path(__file__).name}:{line} in {function.__name__}: " in trace.message
+    assert trace.message.endswith("run it with llmmem exec")
 
 
 def test_an_estimate_of_a_function_leaves_nothing_behind() -> None:

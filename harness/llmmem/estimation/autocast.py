@@ -78,7 +78,9 @@ class Autocast:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], run: Any
     ) -> Any:
         """The result of `run`, which stands for `func`, with the arguments that autocast makes."""
-        if self.dtype is None:
+        __tracebackhide__ = True  # see `failures`
+        # PyTorch casts nothing where ``out`` is given.
+        if self.dtype is None or kwargs.get("out") is not None:
             return run(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in FLOAT32_BY_ARGUMENT and kwargs.get("dtype") is None and _is_eligible(args[0]):

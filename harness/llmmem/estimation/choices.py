@@ -65,6 +65,7 @@ def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True  # see `failures`
         with ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
@@ -78,7 +79,7 @@ def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of a module or an object has another value while inside."""
     missing = object()
-    before = getattr(owner, name, missing)
+    before = vars(owner).get(name, missing)  # what is inherited is found again without it
     setattr(owner, name, value)
     try:
         yield
@@ -276,6 +277,27 @@ class _LogitsLoss(torch.autograd.Function):
         return (gradient.div_(input.numel()) if ctx.is_mean else gradient), None, None, None, None
 
 
+def _ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Lengths are read from the device; only tensors of the meta device keep them as tensors.
+
+    Source: ``aten/src/ATen/native/LossCTC.cpp``, ``ctc_loss``.
+    """
+    lengths: list[Any] = [
+        length.to("cpu", torch.long).tolist() if isinstance(length, Tensor) else length
+        for length in (input_lengths, target_lengths)
+    ]
+    compute: Any = functional.ctc_loss
+    loss: Tensor = compute(log_probs, targets, *lengths, *args, **kwargs)
+    return loss
+
+
 class _FunctionsAsOnGpu(TorchFunctionMode):
     """Functions whose way depends on the device, seen before they are taken apart."""
 
@@ -292,6 +314,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.cross_entropy: partial(_cross_entropy, autocast),
             functional.binary_cross_entropy_with_logits: _logits_loss_of_functional,
             torch.binary_cross_entropy_with_logits: _logits_loss,
+            functional.ctc_loss: _ctc_loss,
             torch.softmax: _softmax,
             Tensor.softmax: _softmax,
             torch.tensor: partial(_tensor, tracer),
@@ -302,6 +325,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        __tracebackhide__ = True  # see `failures`
         run = self._substitutes.get(func, func)
         kwargs = kwargs or {}
         if self._autocast.dtype is None:
@@ -349,7 +373,10 @@ def _plain_dropout(input: Tensor, p: float, train: bool) -> Tensor:
     return torch.dropout(input, p, train)
 
 
-def _tensor(tracer: Tracer, *args: Any, **kwargs: Any) -> Tensor:
+def _tensor(tracer: Tracer, data: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if isinstance(data, list | tuple):
+        data = _numbers(data)
+    args = (data, *args)
     tensor = torch.tensor(*args, **kwargs)
     # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
     if tracer in _get_current_dispatch_mode_stack():
@@ -357,6 +384,13 @@ def _tensor(tracer: Tracer, *args: Any, **kwargs: Any) -> Tensor:
         if tensor.is_meta and tensor.numel():
             tracer.known.learn(tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"})))
     return tensor
+
+
+def _numbers(data: Any) -> Any:
+    """Nested data with numbers for the tensors in it, which are read where a mode sees it."""
+    if isinstance(data, list | tuple):
+        return [_numbers(item) for item in data]
+    return data.tolist() if isinstance(data, Tensor) and data.is_meta else data
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> None:

@@ -67,8 +67,9 @@ def trace_trainer(trainer: Trainer, gpu: Gpu) -> Trace:
 def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
     """Estimate the peaks of a function on a card, in bytes, by running it as if on that card.
 
-    Settings of the allocator are those of this process's environment. The function's own errors
-    are raised, but for a `RuntimeError`: with that the outcome is ``unsupported``.
+    Settings of the allocator are those of this process's environment. Errors that the code of the
+    program or of a library raises are raised; but with a `RuntimeError`, and with an error of an
+    operator on the device or of what stands for the GPU, the outcome is ``unsupported``.
 
     Args:
         function: Called once. If it gives a Trainer, that takes its first steps.
@@ -87,15 +88,33 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
 
     try:
         observer = TraceObserver(_tracer(gpu))
-        with (
-            observer.tracer.guesses.told_with_errors(),
-            _as_on_gpu(observer) as compiled,
-        ):
+    except UnsupportedError as error:
+        return _refused(error, assumed)
+    guesses = observer.tracer.guesses
+    try:
+        with _told_with_errors(), guesses.told_with_errors(), _as_on_gpu(observer) as compiled:
             outcome, message = outcome_of(step, observer.tracer)
         _check_nothing_compiled(compiled)
     except UnsupportedError as error:
-        return Trace("unsupported", str(error), Peaks(), assumptions=tuple(assumed))
+        return _refused(error, [*assumed, *guesses.notes()])
     return observer.result(outcome, message, gpu, tuple(assumed))
+
+
+def _refused(error: UnsupportedError, assumptions: list[str]) -> Trace:
+    reason = str(error)
+    if "llmmem exec" not in reason:
+        reason += ": run it with llmmem exec"
+    return Trace("unsupported", reason, Peaks(), assumptions=tuple(assumptions))
+
+
+@contextmanager
+def _told_with_errors() -> Iterator[None]:
+    """An error that is raised inside says that it comes from a trace."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note("llmmem: raised in an estimate, which runs no kernel; llmmem exec runs it")
+        raise
 
 
 def _check_settings() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation import cub
+from llmmem.estimation.ctc import CTC_HANDLERS
 from llmmem.estimation.hidden import (
     FLOAT,
     FLOAT_AND_INDEX,
@@ -31,7 +32,7 @@ from llmmem.estimation.hidden import (
     round_up,
     split_reduction,
 )
-from llmmem.estimation.known import KNOWN
+from llmmem.estimation.known import KNOWN, UNKNOWN, is_same
 from llmmem.estimation.libraries import LIBRARY_HANDLERS
 from llmmem.estimation.sparse import SPARSE_HANDLERS
 
@@ -60,7 +61,7 @@ Keywords: TypeAlias = dict[str, Any]
 def aten_handlers() -> dict[Any, Handler]:
     """Handlers by operator; an operator without one allocates its outputs and nothing else."""
     handlers: dict[Any, Handler] = {}
-    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS).items():
+    for handler, packets in (_HANDLERS | LIBRARY_HANDLERS | SPARSE_HANDLERS | CTC_HANDLERS).items():
         for name in packets.split():
             packet, _, overload = name.partition(".")
             operator = getattr(aten, packet, None)
@@ -226,6 +227,58 @@ def _unique(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
     return (out[:count], *(torch.empty(0, dtype=torch.int64, device="meta") for _ in range(2)))
 
 
+def _unique_consecutive(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """As many as differ from the one before, where that is known, else one.
+
+    Source: ``aten/src/ATen/native/cuda/UniqueCub.cu``, ``unique_consecutive_cuda``.
+    """
+    (tensor,) = args[:1]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    numbers = tensor.numel()
+    if numbers > FEW or _bind(func, args, kwargs, "dim") is not None:
+        raise UnsupportedError("unique_consecutive is traced without dim and of few numbers alone")
+    found = tracer.known.found(func, args, kwargs)
+    if found is None or found.mark != KNOWN:
+        tracer.note_guess(func)
+    count = min(1, numbers) if found is None else found.values.numel()
+    inverse, counts = (torch.empty(0, dtype=torch.int64, device="meta") for _ in range(2))
+    if _bind(func, args, kwargs, "return_inverse"):
+        inverse = torch.empty(tensor.shape, dtype=torch.int64, device="meta")
+        tracer.born(inverse)
+        with tracer.scratch(4 * numbers, cub.select(numbers, tracer.gpu)):
+            pass
+    unique = torch.empty(numbers, dtype=tensor.dtype, device="meta")
+    tracer.born(unique)
+    with tracer.scratch(INDEX):
+        if _bind(func, args, kwargs, "return_counts"):
+            counts = torch.empty(numbers, dtype=torch.int64, device="meta")
+            tracer.born(counts)
+        with tracer.scratch(cub.select(numbers, tracer.gpu)):
+            pass
+    return unique[:count], inverse, counts[:count]
+
+
+def _equal(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Tensors are equal if their values are known to be, or if they are the same tensor.
+
+    Source: ``aten/src/ATen/native/cuda/Equal.cpp``, ``cuda_equal``.
+    """
+    left, right = args
+    if not (_is_on_device(left) and _is_on_device(right)):
+        return func(*args, **kwargs)
+    if left.shape != right.shape or not left.numel() or is_same(left, right):
+        return left.shape == right.shape
+    with tracer.seeing_again():
+        same = left == right
+        same.all()
+    values = [tracer.known.look_up(tensor) for tensor in (left, right)]
+    known = [found for found in values if found is not None and found.mark != UNKNOWN]
+    if len(known) < 2 or any(found.mark != KNOWN for found in known):
+        tracer.note_guess(func)
+    return len(known) == 2 and torch.equal(known[0].values, known[1].values)
+
+
 # Values that the program writes.
 
 
@@ -311,7 +364,9 @@ def _cumsum(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any
         return out
     cast = 0 if tensor.dtype == out.dtype else tensor.numel() * out.element_size()
     tracer.born(out)
-    is_one_row = tensor.dim() < 2 or tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
+    is_one_row = (
+        tensor.dim() < 2 or tensor.numel() == tensor.shape[_bind(func, args, kwargs, "dim")]
+    )
     with tracer.scratch(cast, cub.scan(tensor.numel()) if is_one_row else 0):
         pass
     return out
@@ -480,6 +535,14 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
 
 
 def _inner_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    out = tracer.run(func, args, kwargs)
+    if _is_on_device(out):
+        tracer.use_cublas()
+    return out
+
+
+def _scaled_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Source: ``aten/src/ATen/native/cuda/ScaledBlas.cpp``: cuBLASLt, in the workspace of cuBLAS."""
     out = tracer.run(func, args, kwargs)
     if _is_on_device(out):
         tracer.use_cublas()
@@ -707,8 +770,7 @@ def _safe_softmax(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) 
 
 def _layer_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     tensor = args[0]
-    copy = _nbytes(tensor) if _is_on_device(tensor) and not tensor.is_contiguous() else 0
-    with tracer.scratch(copy):
+    with tracer.scratch(_contiguous_copy(tensor) if _is_on_device(tensor) else 0):
         return tracer.run(func, args, kwargs)
 
 
@@ -726,10 +788,8 @@ def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Key
     rows = tensor.numel() // columns
     partial = layer_norm_partials(rows, columns, tensor.element_size(), tracer.gpu.sm_count)
     of_parameters = [result for result in (of_weight, of_bias) if result is not None]
-    copy_of_tensor, copy_of_gradient = (
-        0 if value.is_contiguous() else _nbytes(value) for value in (tensor, gradient)
-    )
-    with tracer.scratch(copy_of_tensor):
+    copy_of_gradient = _contiguous_copy(gradient)
+    with tracer.scratch(_contiguous_copy(tensor)):
         tracer.born(of_input)
         if of_weight is None or not partial:
             tracer.born(of_parameters)
@@ -749,44 +809,45 @@ def _layer_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Key
 
 
 def _group_norm(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Scale and shift of every channel, and the statistics in float32 where the input is half.
+    """A scale and a shift for each channel, where weights are folded into them.
+
+    Of a half precision input, the statistics are computed in float32 first.
 
     Source: ``aten/src/ATen/native/cuda/group_norm_kernel.cu``, ``GroupNormKernelImplInternal``.
     """
     out = tracer.run(func, args, kwargs)
-    tensor, weight, bias, batch, channels, pixels, groups = args[:7]
+    tensor, weight, bias, rows, channels, size, groups = args[:7]
     if not _is_on_device(tensor):
         return out
-    accumulated = max(FLOAT, tensor.element_size())
-    statistic = batch * groups * FLOAT if tensor.dtype in HALF else 0
-    has_channels = pixels > 1 and not (weight is None and bias is None)
-    scale = batch * channels * accumulated if has_channels else 0
-    copy = 0 if tensor.is_contiguous() else _nbytes(tensor)
-    with tracer.scratch(copy, statistic, statistic, scale, scale):
-        pass
-    return out
+    of_groups = _accumulated(tensor) * rows * groups if tensor.dtype in HALF else 0
+    is_folded = size > 1 and (weight is not None or bias is not None)
+    nbytes = _accumulated(tensor) * rows * channels if is_folded else 0
+    with tracer.scratch(_contiguous_copy(tensor), of_groups, of_groups, nbytes, nbytes):
+        return out
 
 
 def _group_norm_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Sums by channel, and what the gradient of the input takes by group and by channel.
-
-    Source: ``aten/src/ATen/native/cuda/group_norm_kernel.cu``,
-    ``GroupNormBackwardKernelImplInternal``.
-    """
-    out = func(*args, **kwargs)
-    gradient, tensor, _, _, weight, batch, channels, pixels, groups, mask = args
+    """Source: ``.../cuda/group_norm_kernel.cu``, ``GroupNormBackwardKernelImplInternal``."""
+    gradient, tensor, _, _, weight, rows, channels, size, groups = args[:9]
     if not _is_on_device(tensor):
-        return out
-    accumulated = max(FLOAT, tensor.element_size())
-    by_group = batch * groups * accumulated if mask[0] else 0
-    by_channel = batch * channels * accumulated if pixels > 1 else 0
-    scale = by_channel if mask[0] and weight is not None else 0
-    copies = [0 if value.is_contiguous() else _nbytes(value) for value in (gradient, tensor)]
-    with tracer.scratch(*copies):
-        tracer.born(out)
-        with tracer.scratch(by_channel, by_channel, by_group, by_group, scale):
-            pass
-    return out
+        return func(*args, **kwargs)
+    wide = _accumulated(tensor) * rows
+    of_channels = wide * channels if size > 1 else 0
+    with tracer.scratch(_contiguous_copy(gradient), _contiguous_copy(tensor)):
+        out = tracer.run(func, args, kwargs)
+        of_groups = wide * groups if out[0] is not None else 0
+        of_weight = of_channels if out[0] is not None and weight is not None else 0
+        with tracer.scratch(of_channels, of_channels, of_groups, of_groups, of_weight):
+            return out
+
+
+def _contiguous_copy(tensor: Tensor) -> int:
+    return 0 if tensor.is_contiguous() else _nbytes(tensor)
+
+
+def _accumulated(tensor: Tensor) -> int:
+    """Bytes of the type that numbers of a tensor's are summed up in."""
+    return max(FLOAT, tensor.element_size())
 
 
 def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -986,6 +1047,8 @@ _HANDLERS: dict[Handler, str] = {
     _unsafe_view: "_unsafe_view.default",
     _copy: "copy_.default",
     _unique: "_unique2.default",
+    _unique_consecutive: "unique_consecutive.default",
+    _equal: "equal.default",
     _nonzero: "nonzero.default",
     _masked_select: "masked_select.default",
     _repeat_interleave: "repeat_interleave.Tensor",
@@ -1013,6 +1076,7 @@ _HANDLERS: dict[Handler, str] = {
         "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
     ),
     _inner_product: "dot vdot",
+    _scaled_product: "_scaled_mm.default",
     _grouped_product: "_grouped_mm.default",
     _embedding: "embedding.default",
     _embedding_backward: "embedding_dense_backward.default",

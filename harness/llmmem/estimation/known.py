@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from llmmem.value_rules import Rule
 
-__all__ = ["GUESSED", "KNOWN", "UNKNOWN", "KnownValues", "Values"]
+__all__ = ["GUESSED", "KNOWN", "UNKNOWN", "KnownValues", "Values", "is_same"]
 
 # Marks of elements.
 UNKNOWN, KNOWN, GUESSED = 0, 1, 2
@@ -354,7 +354,7 @@ class KnownValues:
         """What is not known equals nothing but itself."""
         differs = operator.rule == "unequal"
         left, right = args[:2]
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and _is_same(left, right):
+        if isinstance(left, Tensor) and isinstance(right, Tensor) and is_same(left, right):
             return [_constant(not differs)]
         numbers = (self._number(value) for value in (left, right))
         if not seen.some_known and any(n is not None and not math.isfinite(n) for n in numbers):
@@ -674,7 +674,9 @@ def _is_small(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= _most_bytes(tensor.dtype)
 
 
-def _is_same(left: Tensor, right: Tensor) -> bool:
+def is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether both are the same part of the same memory."""
+
     def place(tensor: Tensor) -> Any:
         key = tensor.untyped_storage()._cdata
         return key, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -136,7 +136,9 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
         is_to_cuda = device is not None and device.type == "cuda"
         if is_to_cuda and parameter.device.type == "cpu" and not parameter.bnb_quantized:
-            return _quantized_anew(parameter, device, tracer)
+            quantized = _quantized_anew(parameter, device, tracer)
+            torch.utils.swap_tensors(parameter, quantized)  # type: ignore[no-untyped-call]
+            return parameter
         return move(parameter, *args, **kwargs)
 
     with (
@@ -183,6 +185,7 @@ def _quantized_anew(parameter: Any, device: torch.device, tracer: Tracer) -> Any
         compress_statistics=parameter.compress_statistics,
         quant_type=parameter.quant_type,
         quant_storage=parameter.quant_storage,
+        module=parameter.module,
     )
     _quantize_4bit(quantized, device)
     return quantized

@@ -29,6 +29,7 @@ from llmmem.estimation.choices import modes_in_backward, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from llmmem.estimation.tracer import Placement, Tracer
 
@@ -58,13 +59,18 @@ def cuda_redirected(
     with ExitStack() as stack:
         answers = _cuda_answers(tracer, reset_peaks)
         for name, answer in answers.items():
-            stack.enter_context(replaced(torch.cuda, name, answer))
+            for module in (torch.cuda, torch.cuda.memory, torch.cuda.random):
+                if module is torch.cuda or hasattr(module, name):
+                    stack.enter_context(replaced(module, name, answer))
         for name, answer in _accelerator_answers(answers).items():
             stack.enter_context(replaced(torch.accelerator, name, answer))
         stack.enter_context(_default_device_redirected())
         stack.enter_context(_autocast_redirected())
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
+        # It looks at its stream before a mode sees it.
+        stack.enter_context(replaced(Tensor, "record_stream", _refuse_side_stream))
+        stack.enter_context(_storages_told_apart(tracer))
         stack.enter_context(_generators_redirected())
         compiled = stack.enter_context(_compiled_run_eagerly())
         stack.enter_context(_kernels_not_launched(tracer))
@@ -120,6 +126,7 @@ class _Redirection(TorchFunctionMode):
             torch._C._nn._parse_to: torch._C._nn._parse_to,
             Tensor.cuda: self._cuda,
             Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            Tensor.data_ptr: self._data_ptr,
             Tensor.pin_memory: lambda tensor, *_: tensor,
             Tensor.__format__: self._format,
             Tensor.get_device: lambda tensor: 0 if self._is_cuda(tensor) else tensor.get_device(),
@@ -131,6 +138,7 @@ class _Redirection(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        __tracebackhide__ = True  # see `failures`
         substitute = self._substitutes.get(func)
         if substitute is not None:
             return substitute(*args, **(kwargs or {}))
@@ -180,6 +188,12 @@ class _Redirection(TorchFunctionMode):
             movable = self._movable(tensor, "device")
             return movable.to(META, non_blocking=non_blocking, memory_format=memory_format)
 
+    def _data_ptr(self, tensor: Tensor) -> int:
+        if not tensor.is_meta:
+            return tensor.data_ptr()
+        start = self._tracer.pointer(tensor.untyped_storage())
+        return start + int(tensor.storage_offset()) * tensor.element_size() if start else 0
+
     def _format(self, tensor: Tensor, spec: str) -> str:
         value = tensor.detach().item() if tensor.is_meta and tensor.dim() == 0 else tensor
         return format(value, spec)
@@ -189,6 +203,10 @@ class _Redirection(TorchFunctionMode):
         if tensor.is_meta == value.is_meta:
             tensor.data = value
             return
+        gradient = tensor.grad
+        if gradient is not None:
+            _check_moved_by_module()
+            tensor.grad = None
         new: Tensor
         if isinstance(tensor, nn.Parameter):
             new = Tensor._make_subclass(type(tensor), value.detach(), tensor.requires_grad)
@@ -196,6 +214,30 @@ class _Redirection(TorchFunctionMode):
             new = value.detach().requires_grad_(tensor.requires_grad)
         vars(new).update(vars(tensor))
         torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+        if gradient is not None:
+            # A gradient lies where its tensor does: it is moved here, and then by the module no more.
+            with self._tracer.placing("skeleton" if self._tracer.is_skeleton(value) else "device"):
+                moved = torch.empty_like(gradient, dtype=value.dtype, device=value.device)
+            torch.utils.swap_tensors(gradient, moved)  # type: ignore[no-untyped-call]
+            tensor.grad = gradient
+
+
+def _check_moved_by_module() -> None:
+    """Raise an error unless ``Module._apply`` moves a parameter, which moves its gradient next."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    if frame is None or frame.f_code is not nn.Module._apply.__code__:
+        raise UnsupportedError(
+            "a parameter whose data is set to a tensor on another device cannot be traced while it "
+            "has a gradient: run it with llmmem exec"
+        )
+
+
+def _refuse_side_stream(*_: object) -> None:
+    raise UnsupportedError(
+        "record_stream: memory that several streams use cannot be traced: run it with llmmem exec"
+    )
 
 
 @contextmanager
@@ -273,6 +315,19 @@ def _checkpoints_compared() -> Iterator[None]:
         yield
     finally:
         extractors.update(before)
+
+
+@contextmanager
+def _storages_told_apart(tracer: Tracer) -> Iterator[None]:
+    """Storages on the device have addresses, by which libraries find tensors that share one."""
+    address = torch.UntypedStorage.data_ptr
+
+    def address_of(storage: torch.UntypedStorage) -> int:
+        is_meta = storage.device.type == "meta"
+        return tracer.pointer(storage) if is_meta else address(storage)
+
+    with replaced(torch.UntypedStorage, "data_ptr", address_of):
+        yield
 
 
 class _Generator(torch.Generator):
@@ -443,7 +498,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
 
     def statistics(*_: object) -> dict[str, int]:
         allocator = tracer.allocator
-        return {
+        known = {
             "allocated_bytes.all.current": allocator.allocated,
             "allocated_bytes.all.peak": allocator.peak_allocated,
             "reserved_bytes.all.current": allocator.reserved,
@@ -451,6 +506,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
             "num_alloc_retries": allocator.num_alloc_retries,
             "num_ooms": allocator.num_ooms,
         }
+        return _Statistics(known)
 
     properties = SimpleNamespace(
         name=gpu.title,
@@ -467,7 +523,9 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "is_bf16_supported": lambda *_, **__: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "device": _Device,
+        "_exchange_device": lambda *_: 0,
+        "_maybe_exchange_device": lambda *_: 0,
+        "CUDAGraph": _Graph,
         "get_device_name": lambda *_: gpu.title,
         "get_device_capability": lambda *_: gpu.compute_capability,
         "get_device_properties": lambda *_: properties,
@@ -479,6 +537,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "max_memory_reserved": lambda *_: tracer.allocator.peak_reserved,
         "reset_peak_memory_stats": lambda *_: reset_peaks(),
         "empty_cache": tracer.empty_cache,
+        "memory_summary": lambda *_, **__: "no summary in an estimate",
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "stream": nullcontext,
@@ -489,6 +548,13 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "Event": _Event,
         **dict.fromkeys(_WITHOUT_ANSWER, _do_nothing),
     }
+
+
+class _Statistics(dict[str, int]):
+    """Those of the allocator that its model keeps."""
+
+    def __missing__(self, name: str) -> int:
+        raise UnsupportedError(f"memory_stats()[{name!r}] is not known: run it with llmmem exec")
 
 
 _WITHOUT_ANSWER = (
@@ -537,17 +603,11 @@ def _do_nothing(*args: object, **kwargs: object) -> None:
     pass
 
 
-class _Device:
-    """``torch.cuda.device``: there is one."""
+class _Graph:
+    """A CUDA graph keeps what is allocated in its capture in a pool of its own."""
 
-    def __init__(self, device: object) -> None:
-        self.idx = 0
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise UnsupportedError("CUDA graphs cannot be traced: run it with llmmem exec")
 
 
 class _Stream:

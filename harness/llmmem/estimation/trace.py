@@ -11,13 +11,14 @@ import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.estimation.choices import gpu_choices
+from llmmem.estimation.failures import place_of, reason_of
 from llmmem.estimation.kernels import aten_handlers
 from llmmem.estimation.redirect import cuda_redirected
 from llmmem.estimation.tracer import Tracer
@@ -186,18 +187,30 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
     except torch.OutOfMemoryError as error:
         return "oom", str(error.__cause__ or error)
     except Exception as error:
-        reason = " ".join(str(error).split())
         if tracer.full is not None:
             # On the card it had ended before that.
-            tracer.lost = f"{type(error).__name__}: {reason}"
-        elif isinstance(error, RuntimeError):
-            # Operators without a meta kernel, and programs that branch on values.
-            raise UnsupportedError(f"the step cannot be traced: {reason}") from error
+            tracer.lost = f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
-            raise
+            _raise_as_seen(error)
     finally:
         tracer.end()
     return ("ok", "") if tracer.full is None else ("oom", tracer.full.message)
+
+
+def _raise_as_seen(error: Exception) -> NoReturn:
+    """Raise the program's own error, or the reason why the trace cannot go on.
+
+    Raises:
+        UnsupportedError: With the line of the program.
+    """
+    place = place_of(error)
+    at = f"{place}: " if place else ""
+    if isinstance(error, UnsupportedError):
+        raise UnsupportedError(f"{at}{error}") from error
+    reason = reason_of(error)
+    if reason is None:
+        raise error
+    raise UnsupportedError(f"{at}the step cannot be traced: {reason}") from error
 
 
 def uses_bitsandbytes(setup: Setup) -> bool:

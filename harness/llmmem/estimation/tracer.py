@@ -43,6 +43,10 @@ aten = torch.ops.aten
 UNLIMITED = 2**46
 
 
+# Bytes between the addresses of two storages: more than any has.
+_FARTHEST_APART = 2**40
+
+
 @dataclass(frozen=True)
 class FullCard:
     """The card ran out of memory: how many events there were by then, and what the error says."""
@@ -372,6 +376,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return None
             life = self._lives.get(tensor.untyped_storage()._cdata)
         return None if life is None else life.number
+
+    def pointer(self, storage: torch.UntypedStorage) -> int:
+        """An address that no other storage has had; 0 if it has no block."""
+        life = self._lives.get(storage._cdata)
+        return 0 if life is None or life.number is None else life.number * _FARTHEST_APART
 
     def end(self) -> None:
         """Count no more deaths: what is alive now stays in the account."""
