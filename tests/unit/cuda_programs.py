@@ -226,6 +226,48 @@ def written_under_autocast():
         torch.addmm(left, left, right, out=left)
 
 
+def normalized():
+    """Norms in one kernel, and of rows that do not lie together."""
+    rows = torch.randn(256, 20_000, device="cuda", dtype=torch.bfloat16).t().requires_grad_()
+    for norm in (torch.nn.LayerNorm(256), torch.nn.RMSNorm(256)):
+        norm.to("cuda", torch.bfloat16)(rows).sum().backward()
+
+
+def selected():
+    """Picks along a dimension: their gradient is written into zeros."""
+    scores = torch.randn(1000, 1000, device="cuda", requires_grad=True)
+    places = torch.zeros(1000, 1, dtype=torch.long).cuda()
+    scores.gather(1, places).sum().backward()
+    scores.topk(4).values.sum().backward()
+    scores.index_select(0, places[:, 0]).sum().backward()
+    torch.maximum(scores, scores.detach()).sum().backward()
+
+
+def projected():
+    """A bias is added in place where rows do not lie together."""
+    layer = torch.nn.Linear(64, 512).cuda()
+    layer(torch.randn(8, 64, 512, device="cuda").transpose(1, 2)).sum().backward()
+
+
+def losses():
+    numbers = torch.rand(1 << 20, device="cuda", requires_grad=True)
+    targets = torch.rand(1 << 20, device="cuda")
+    functional = torch.nn.functional
+    for loss in (
+        functional.mse_loss,
+        functional.huber_loss,
+        functional.smooth_l1_loss,
+        functional.binary_cross_entropy,
+        functional.binary_cross_entropy_with_logits,
+        functional.soft_margin_loss,
+    ):
+        numbers.grad = None
+        loss(numbers, targets).backward()
+        loss(numbers, targets, reduction="none").sum().backward()
+    weights = {"weight": targets, "pos_weight": targets}
+    functional.binary_cross_entropy_with_logits(numbers, targets, **weights).backward()
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -242,6 +284,10 @@ PROGRAMS = {
         checked,
         product_in_float32,
         inner_product,
+        normalized,
+        selected,
+        projected,
+        losses,
         compared,
         spoken,
         convolved,

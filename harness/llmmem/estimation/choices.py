@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from llmmem.estimation.tracer import Tracer
 
+# The release that computes an RMS norm in one kernel.
+FUSED_RMS_NORM = (2, 9)
+
 __all__ = ["gpu_choices", "modes_in_backward", "replaced"]
 
 
@@ -309,6 +312,8 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.scaled_dot_product_attention: partial(_attention, tracer),
             functional.dropout: _dropout,
             functional.linear: _linear,
+            functional.rms_norm: _rms_norm,
+            torch.rms_norm: _rms_norm,
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
             functional.cross_entropy: partial(_cross_entropy, autocast),
@@ -357,6 +362,54 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if bias is None or input.dim() < 3 or input.is_contiguous() or not input.is_meta:
         return functional.linear(input, weight, bias)
     return input.matmul(weight.t()).add_(bias)
+
+
+def _rms_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """One kernel where the weights have the input's type, but under a dispatch mode its parts.
+
+    Source: ``aten/src/ATen/native/layer_norm.cpp``, ``rms_norm``, of PyTorch 2.9 and later.
+    """
+    is_fused = torch.__version__ >= FUSED_RMS_NORM and input.is_meta  # type: ignore[operator]
+    if not is_fused or (weight is not None and weight.dtype is not input.dtype):
+        return functional.rms_norm(input, normalized_shape, weight, eps)
+    output: Tensor = _FusedRmsNorm.apply(input, normalized_shape, weight)
+    return output
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    """Its operator is made of others on the meta device, which a GPU does not run.
+
+    Source: ``aten/src/ATen/native/cuda/layer_norm_kernel.cu``, ``_fused_rms_norm_cuda`` and
+    ``_fused_rms_norm_backward_cuda``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, normalized_shape: list[int], weight: Tensor | None
+    ) -> Tensor:
+        rows = input.shape[: input.dim() - len(normalized_shape)]
+        contiguous = input.contiguous()
+        output = torch.empty_like(contiguous)
+        scale = contiguous.new_empty(
+            (*rows, *len(normalized_shape) * (1,)),
+            dtype=torch.promote_types(input.dtype, torch.float32),
+        )
+        ctx.save_for_backward(input, weight, scale)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        input, weight, _ = ctx.saved_tensors
+        contiguous = input.contiguous()
+        of_input = torch.empty_like(contiguous)
+        of_weight = None if weight is None else torch.empty_like(weight)
+        gradients[0].contiguous()
+        return of_input, None, of_weight
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -75,6 +75,24 @@ def aten_handlers() -> dict[Any, Handler]:
     return handlers
 
 
+# Formulas of derivatives that write in place on a GPU, and under a dispatch mode do not: the
+# operators that they call instead, and the nodes of autograd (``torch/csrc/autograd/
+# FunctionsManual.cpp``, ``areAnyTensorSubclassLike``).
+_SELECTING = frozenset(
+    ["TopkBackward0", "SortBackward0", "SortBackward1", "MaxBackward0", "MinBackward0", "MedianBackward1", "NanmedianBackward1", "KthvalueBackward0", "ModeBackward0", "CummaxBackward0", "CumminBackward0"]
+)
+_LIMITING = frozenset(
+    ["MaximumBackward0", "MinimumBackward0", "FmaxBackward0", "FminBackward0", "ClampBackward1", "ClampMinBackward1", "ClampMaxBackward1"]
+)
+IN_PLACE_IN_BACKWARD = {
+    aten.scatter_add.default: frozenset({"GatherBackward0"}),
+    aten.index_add.default: frozenset({"IndexSelectBackward0"}),
+    aten.index_fill.int_Tensor: frozenset({"TraceBackward0"}),
+    aten.scatter.src: _SELECTING,
+    aten.masked_fill.Scalar: _LIMITING,
+}
+
+
 def _bind(func: Any, args: Arguments, kwargs: Keywords, name: str, default: Any = None) -> Any:
     """An argument of an operator by its name in the schema."""
     if name in kwargs:
@@ -431,6 +449,30 @@ def _all_close(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> 
         return func(*args, **kwargs)
     with tracer.seeing_again():
         return bool(torch.isclose(*args, **kwargs).all())
+
+
+def _in_place_in_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    node = torch._C._current_autograd_node()
+    # What a checkpoint computes again within a node is the program's, and records gradients.
+    is_formula = node is not None and not torch.is_grad_enabled()
+    if is_formula and node.name() in IN_PLACE_IN_BACKWARD[func] and _is_on_device(args[0]):
+        return args[0]
+    return tracer.run(func, args, kwargs)
+
+
+def _contiguous_gradient(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The kernel reads its first argument as a contiguous tensor, and copies another."""
+    tensor = args[0]
+    with tracer.scratch(_contiguous_copy(tensor) if _is_on_device(tensor) else 0):
+        return tracer.run(func, args, kwargs)
+
+
+def _uncounted(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """What the kernel takes beside its outputs is not known here; the trace says so."""
+    out = tracer.run(func, args, kwargs)
+    if any(map(_is_on_device, out if isinstance(out, tuple | list) else (out,))):
+        tracer.uncounted.add(func._schema.name.replace("aten::", "torch.ops.aten."))
+    return out
 
 
 # Losses. Where one is reduced, one loss for each element comes first.
@@ -1072,6 +1114,26 @@ _HANDLERS: dict[Handler, str] = {
     _huber_loss: "huber_loss.default",
     _soft_margin_backward: "soft_margin_loss_backward.default",
     _all_close: "allclose.default",
+    _in_place_in_backward: (
+        "scatter_add.default index_add.default index_fill.int_Tensor scatter.src masked_fill.Scalar"
+    ),
+    _contiguous_gradient: (
+        "max_pool2d_with_indices_backward max_pool3d_with_indices_backward roll "
+        "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
+        "upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_linear1d_backward "
+        "upsample_trilinear3d_backward convolution_backward"
+    ),
+    _uncounted: (
+        "_cdist_forward _cdist_backward _euclidean_dist _pdist_forward _pdist_backward "
+        "cholesky_inverse cholesky_solve linalg_cholesky_ex linalg_lu linalg_lu_factor_ex "
+        "linalg_lu_solve linalg_matrix_exp lu_unpack _linalg_det _linalg_slogdet _linalg_eigh "
+        "linalg_eig linalg_inv_ex _linalg_solve_ex linalg_solve_triangular triangular_solve "
+        "linalg_householder_product linalg_ldl_factor_ex linalg_ldl_solve ormqr geqrf "
+        "isin median nanmedian mode kthvalue cummax cummin multinomial renorm count_nonzero "
+        "segment_reduce _embedding_bag _embedding_bag_dense_backward native_batch_norm_backward "
+        "cudnn_batch_norm_backward batch_norm_backward grid_sampler_3d_backward "
+        "unfold_backward"
+    ),
     _matrix_product: (
         "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
     ),
