@@ -78,16 +78,19 @@ def aten_handlers() -> dict[Any, Handler]:
 # Formulas of derivatives that write in place on a GPU, and under a dispatch mode do not: the
 # operators that they call instead, and the nodes of autograd (``torch/csrc/autograd/
 # FunctionsManual.cpp``, ``areAnyTensorSubclassLike``).
-_SELECTING = frozenset(
-    ["TopkBackward0", "SortBackward0", "SortBackward1", "MaxBackward0", "MinBackward0", "MedianBackward1", "NanmedianBackward1", "KthvalueBackward0", "ModeBackward0", "CummaxBackward0", "CumminBackward0"]
-)
-_LIMITING = frozenset(
-    ["MaximumBackward0", "MinimumBackward0", "FmaxBackward0", "FminBackward0", "ClampBackward1", "ClampMinBackward1", "ClampMaxBackward1"]
-)
+_SELECTING = {
+    *("TopkBackward0", "SortBackward0", "SortBackward1", "MaxBackward0", "MinBackward0"),
+    *("MedianBackward1", "NanmedianBackward1", "KthvalueBackward0", "ModeBackward0"),
+    *("CummaxBackward0", "CumminBackward0"),
+}
+_LIMITING = {
+    *("MaximumBackward0", "MinimumBackward0", "FmaxBackward0", "FminBackward0"),
+    *("ClampBackward1", "ClampMinBackward1", "ClampMaxBackward1"),
+}
 IN_PLACE_IN_BACKWARD = {
-    aten.scatter_add.default: frozenset({"GatherBackward0"}),
-    aten.index_add.default: frozenset({"IndexSelectBackward0"}),
-    aten.index_fill.int_Tensor: frozenset({"TraceBackward0"}),
+    aten.scatter_add.default: {"GatherBackward0"},
+    aten.index_add.default: {"IndexSelectBackward0"},
+    aten.index_fill.int_Tensor: {"TraceBackward0"},
     aten.scatter.src: _SELECTING,
     aten.masked_fill.Scalar: _LIMITING,
 }
