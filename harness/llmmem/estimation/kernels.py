@@ -572,7 +572,7 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
             f"{left.dtype} and {right.dtype}"
         )
     out = tracer.run(func, args, kwargs)
-    if not _is_on_device(out):
+    if not _is_on_device(out) or not left.numel() or not right.numel():
         return out
     with tracer.scratch(_operand_copy(left), _operand_copy(right)):
         tracer.use_cublas()
@@ -581,7 +581,7 @@ def _matrix_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords
 
 def _inner_product(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     out = tracer.run(func, args, kwargs)
-    if _is_on_device(out):
+    if _is_on_device(out) and args[0].numel():
         tracer.use_cublas()
     return out
 
