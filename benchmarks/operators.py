@@ -139,9 +139,13 @@ def print_peaks(kind: str, chosen: Sequence[str]) -> None:
         child = os.fork()
         if not child:
             signal.alarm(SECONDS)
-            peaks = [vars(take(operator, sample)) for sample in samples(operator)]
-            print(json.dumps({"operator": name, "peaks": peaks}), flush=True)
-            os._exit(0)
+            code = 1
+            try:
+                peaks = [vars(take(operator, sample)) for sample in samples(operator)]
+                print(json.dumps({"operator": name, "peaks": peaks}), flush=True)
+                code = 0
+            finally:
+                os._exit(code)
         _, status = os.waitpid(child, 0)
         if status:
             failed = Peak(None, None, f"ended with status {status}")
@@ -166,7 +170,8 @@ def samples(operator: Any) -> Iterator[Any]:
     """The first inputs of an operator, on the host."""
     dtypes = [d for d in (torch.float32, torch.complex64, torch.int64) if d in operator.dtypes]
     torch.manual_seed(0)
-    given = operator.sample_inputs("cpu", dtypes[0], requires_grad=operator.supports_autograd)
+    has_gradient = operator.supports_autograd and not dtypes[0] == torch.int64
+    given = operator.sample_inputs("cpu", dtypes[0], requires_grad=has_gradient)
     for _, sample in zip(range(SAMPLES), given, strict=False):
         yield sample
 
