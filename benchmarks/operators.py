@@ -170,7 +170,7 @@ def samples(operator: Any) -> Iterator[Any]:
     """The first inputs of an operator, on the host."""
     dtypes = [d for d in (torch.float32, torch.complex64, torch.int64) if d in operator.dtypes]
     torch.manual_seed(0)
-    has_gradient = operator.supports_autograd and not dtypes[0] == torch.int64
+    has_gradient = operator.supports_autograd and dtypes[0] != torch.int64
     given = operator.sample_inputs("cpu", dtypes[0], requires_grad=has_gradient)
     for _, sample in zip(range(SAMPLES), given, strict=False):
         yield sample
