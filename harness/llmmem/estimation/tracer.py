@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.out_dtype import out_dtype, out_dtype_fallback
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmmem.errors import UnsupportedError
@@ -480,3 +481,17 @@ def _calibrated_use_counts() -> tuple[int, int]:
             "it cannot tell where gradients are added in place"
         )
     return own.seen[0]
+
+
+@out_dtype.py_impl(Tracer)
+def _out_dtype(tracer: Tracer, operator: Any, dtype: torch.dtype, *args: Any) -> Any:
+    """A product of integers is one kernel; PyTorch asks whether its tensors are on ``cuda``.
+
+    Source: ``torch/_higher_order_ops/out_dtype.py``, ``out_dtype_dense``.
+    """
+    is_of_int8 = all(isinstance(arg, Tensor) and arg.dtype is torch.int8 for arg in args)
+    is_product = operator is torch.ops.aten.mm.default and dtype is torch.int32 and is_of_int8
+    with tracer.seeing_again():
+        if is_product and all(arg.is_meta for arg in args):
+            return torch._int_mm(*args)
+        return out_dtype_fallback(operator, dtype, *args)
