@@ -226,6 +226,17 @@ def written_under_autocast():
         torch.addmm(left, left, right, out=left)
 
 
+def convolved_in_both_formats():
+    """Gradients, inputs and weights in other memory formats than each other."""
+    for image_format in (torch.contiguous_format, torch.channels_last):
+        for weight_format in (torch.contiguous_format, torch.channels_last):
+            image = torch.randn(64, 8, 32, 32, device="cuda").to(memory_format=image_format)
+            layer = torch.nn.Conv2d(8, 8, 3).cuda().to(memory_format=weight_format)
+            out = layer(image.requires_grad_())
+            out.backward(torch.ones_like(out, memory_format=torch.channels_last))
+            layer(image).sum().backward()
+
+
 def normalized():
     """Norms in one kernel, and of rows that do not lie together."""
     rows = torch.randn(256, 20_000, device="cuda", dtype=torch.bfloat16).t().requires_grad_()
@@ -284,6 +295,7 @@ PROGRAMS = {
         checked,
         product_in_float32,
         inner_product,
+        convolved_in_both_formats,
         normalized,
         selected,
         projected,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation import cub
@@ -895,6 +896,66 @@ def _accumulated(tensor: Tensor) -> int:
     return max(FLOAT, tensor.element_size())
 
 
+# Convolutions, by cuDNN, whose workspaces are not simulated.
+
+
+def _convolution(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Input and weights in one memory format.
+
+    Source: ``aten/src/ATen/native/cudnn/ConvShared.cpp``, ``cudnn_convolution``.
+    """
+    tensor, weight = args[:2]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    if _bind(func, args, kwargs, "transposed"):
+        return _uncounted(tracer, func, args, kwargs)
+    form = _convolution_format(tensor, weight)
+    with tracer.scratch(_copy_in(tensor, form)):
+        out = tracer.run(func, args, kwargs)
+        with tracer.scratch(_copy_in(weight, form)):
+            return out
+
+
+def _convolution_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Gradients of input, weights and bias, one after the other.
+
+    Source: ``aten/src/ATen/native/cudnn/ConvShared.cpp``, ``cudnn_convolution_backward``.
+    """
+    gradient, tensor, weight = args[:3]
+    if not _is_on_device(tensor):
+        return func(*args, **kwargs)
+    if _bind(func, args, kwargs, "transposed"):
+        return _uncounted(tracer, func, args, kwargs)
+    of_input, of_weight, of_bias = out = func(*args, **kwargs)
+    form = _convolution_format(tensor, weight)
+    # One in the other format is copied once; one that only looks like it, for each gradient.
+    copied_once = _copy_in(gradient, form) if suggest_memory_format(gradient) is not form else 0
+    copied = 0 if copied_once else _copy_in(gradient, form)
+    with tracer.scratch(_copy_in(tensor, form), copied_once):
+        if of_input is not None:
+            tracer.born(of_input)
+            with tracer.scratch(copied, _copy_in(weight, form)):
+                pass
+        if of_weight is not None:
+            with tracer.scratch(copied):
+                tracer.born(of_weight)
+    if of_bias is not None:
+        tracer.born(of_bias)
+        _split_buffers(tracer, gradient, [0, *range(2, gradient.dim())])
+    return out
+
+
+def _convolution_format(tensor: Tensor, weight: Tensor) -> torch.memory_format:
+    forms = (suggest_memory_format(value) for value in (tensor, weight))
+    return next(
+        (form for form in forms if form is not torch.contiguous_format), torch.contiguous_format
+    )
+
+
+def _copy_in(tensor: Tensor, form: torch.memory_format) -> int:
+    return 0 if tensor.is_contiguous(memory_format=form) else _nbytes(tensor)
+
+
 def _native_dropout(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """The mask is made before the output."""
     output, mask = func(*args, **kwargs)
@@ -1124,7 +1185,7 @@ _HANDLERS: dict[Handler, str] = {
         "max_pool2d_with_indices_backward max_pool3d_with_indices_backward roll "
         "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
         "upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_linear1d_backward "
-        "upsample_trilinear3d_backward convolution_backward"
+        "upsample_trilinear3d_backward"
     ),
     _uncounted: (
         "_cdist_forward _cdist_backward _euclidean_dist _pdist_forward _pdist_backward "
@@ -1155,6 +1216,8 @@ _HANDLERS: dict[Handler, str] = {
     _layer_norm_backward: "native_layer_norm_backward.default",
     _group_norm: "native_group_norm.default",
     _group_norm_backward: "native_group_norm_backward.default",
+    _convolution: "convolution.default",
+    _convolution_backward: "convolution_backward.default",
     _native_dropout: "native_dropout.default",
     _cudnn_forward: "_scaled_dot_product_cudnn_attention.default",
     _cudnn_backward: "_scaled_dot_product_cudnn_attention_backward.default",

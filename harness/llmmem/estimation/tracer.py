@@ -494,4 +494,4 @@ def _out_dtype(tracer: Tracer, operator: Any, dtype: torch.dtype, *args: Any) ->
     with tracer.seeing_again():
         if is_product and all(arg.is_meta for arg in args):
             return torch._int_mm(*args)
-        return out_dtype_fallback(operator, dtype, *args)
+        return out_dtype_fallback(operator, dtype, *args)  # type: ignore[no-untyped-call]
