@@ -910,8 +910,9 @@ def _convolution(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     if _bind(func, args, kwargs, "transposed"):
         return _uncounted(tracer, func, args, kwargs)
     form = _convolution_format(tensor, weight)
+    out = _laid_out(func(*args, **kwargs), form)
     with tracer.scratch(_copy_in(tensor, form)):
-        out = tracer.run(func, args, kwargs)
+        tracer.born(out)
         with tracer.scratch(_copy_in(weight, form)):
             return out
 
@@ -926,8 +927,9 @@ def _convolution_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Ke
         return func(*args, **kwargs)
     if _bind(func, args, kwargs, "transposed"):
         return _uncounted(tracer, func, args, kwargs)
-    of_input, of_weight, of_bias = out = func(*args, **kwargs)
     form = _convolution_format(tensor, weight)
+    *of_both, of_bias = func(*args, **kwargs)
+    of_input, of_weight = (_laid_out(value, form) for value in of_both)
     # One in the other format is copied once; one that only looks like it, for each gradient.
     copied_once = _copy_in(gradient, form) if suggest_memory_format(gradient) is not form else 0
     copied = 0 if copied_once else _copy_in(gradient, form)
@@ -942,7 +944,14 @@ def _convolution_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Ke
     if of_bias is not None:
         tracer.born(of_bias)
         _split_buffers(tracer, gradient, [0, *range(2, gradient.dim())])
-    return out
+    return of_input, of_weight, of_bias
+
+
+def _laid_out(output: Any, form: torch.memory_format) -> Any:
+    """The meta device has all outputs contiguous."""
+    if output is None or output.is_contiguous(memory_format=form):
+        return output
+    return torch.empty_like(output, memory_format=form)
 
 
 def _convolution_format(tensor: Tensor, weight: Tensor) -> torch.memory_format:
