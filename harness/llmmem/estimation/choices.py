@@ -312,6 +312,8 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.scaled_dot_product_attention: partial(_attention, tracer),
             functional.dropout: _dropout,
             functional.linear: _linear,
+            functional.bilinear: partial(_uncounted, tracer, functional.bilinear),
+            functional.mish: partial(_uncounted, tracer, functional.mish),
             functional.rms_norm: _rms_norm,
             torch.rms_norm: _rms_norm,
             torch.dropout: _plain_dropout,
@@ -326,6 +328,9 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             Tensor.__setitem__: _set_item,
             nn.init.kaiming_uniform_: _kaiming_uniform_,
         }
+        if hasattr(functional, "linear_cross_entropy"):
+            chunked = functional.linear_cross_entropy
+            self._substitutes[chunked] = partial(_uncounted, tracer, chunked)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -349,9 +354,17 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    if query.dim() != 4:  # by PyTorch 2.14 not always the math kernel
+        tracer.uncounted.add("scaled_dot_product_attention of other than 4 dimensions")
     backend = choose_backend(query, key, value, attn_mask, dropout_p, is_causal, tracer.gpu)
     tracer.attention_backends.add(backend)
     return attend(backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _uncounted(tracer: Tracer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What its kernels take beside the output is not known here; the trace says so."""
+    tracer.uncounted.add(f"torch.nn.functional.{function.__name__}")
+    return function(*args, **kwargs)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1205,7 +1205,8 @@ _HANDLERS: dict[Handler, str] = {
         "isin median nanmedian mode kthvalue cummax cummin multinomial renorm count_nonzero "
         "segment_reduce _embedding_bag _embedding_bag_dense_backward native_batch_norm_backward "
         "cudnn_batch_norm_backward batch_norm_backward grid_sampler_3d_backward "
-        "unfold_backward"
+        "unfold_backward special_i1e _chunk_cat take _unsafe_masked_index "
+        "_unsafe_masked_index_put_accumulate linalg_vander"
     ),
     _matrix_product: (
         "mm addmm addmm_ _addmm_activation bmm baddbmm baddbmm_ addbmm mv addmv addmv_"
