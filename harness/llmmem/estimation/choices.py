@@ -249,7 +249,8 @@ def _logits_loss(
 ) -> Tensor:
     if not input.is_meta or target.requires_grad:
         return torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
-    loss: Tensor = _LogitsLoss.apply(input, target, weight, pos_weight, reduction)
+    compute: Any = _LogitsLoss.apply  # which PyTorch 2.13 has no types for
+    loss: Tensor = compute(input, target, weight, pos_weight, reduction)
     return loss
 
 
@@ -390,7 +391,8 @@ def _rms_norm(
     is_fused = torch.__version__ >= FUSED_RMS_NORM and input.is_meta  # type: ignore[operator]
     if not is_fused or (weight is not None and weight.dtype is not input.dtype):
         return functional.rms_norm(input, normalized_shape, weight, eps)
-    output: Tensor = _FusedRmsNorm.apply(input, normalized_shape, weight)
+    compute: Any = _FusedRmsNorm.apply  # which PyTorch 2.13 has no types for
+    output: Tensor = compute(input, normalized_shape, weight)
     return output
 
 
