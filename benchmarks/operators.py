@@ -34,18 +34,15 @@ GPU = "h100"
 SAMPLES = 4
 SECONDS = 60  # for one operator
 REPORT = Path(__file__).parents[1] / "reports" / "operators.md"
-#: What notes say of sizes that are not known: not counted, a model, or a guess.
-NOTED = ("take beside their outputs is not counted", "model", "a guess")
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What one operator took with one input: bytes, or why there are none; what a note says."""
+    """What one operator took with one input: bytes, or why there are none."""
 
     allocated: int | None
     reserved: int | None
     error: str = ""
-    note: str = ""
 
 
 def main(chosen: Sequence[str]) -> None:
@@ -76,7 +73,7 @@ def peaks_of(kind: str, chosen: Sequence[str]) -> dict[str, list[Peak]]:
 def compared(ran: Sequence[Peak], estimated: Sequence[Peak]) -> tuple[str, str]:
     """The outcome of the least equal input, and what is known of it."""
     worst = ("not run", ran[0].error if ran else "")
-    order = ["not run", "equal", "refused", "noted", "differs"]
+    order = ["not run", "equal", "refused", "differs"]
     for run, estimate in zip(ran, estimated, strict=False):
         if run.error:
             continue
@@ -86,7 +83,7 @@ def compared(ran: Sequence[Peak], estimated: Sequence[Peak]) -> tuple[str, str]:
             found = "equal", ""
         else:
             sizes = f"run {run.allocated:,} B, estimate {estimate.allocated:,} B"
-            found = "noted" if estimate.note else "differs", sizes
+            found = "differs", sizes
         worst = max(worst, found, key=lambda outcome: order.index(outcome[0]))
     return worst
 
@@ -96,8 +93,7 @@ def page(lines: pd.DataFrame) -> str:
     counts = Counter(lines["outcome"])
     compared_ones = sum(counts.values()) - counts["not run"]
     sections = [
-        section("Operators that differ, and no note says so", lines[lines["outcome"] == "differs"]),
-        section("Operators that differ, with a note", lines[lines["outcome"] == "noted"]),
+        section("Operators that differ", lines[lines["outcome"] == "differs"]),
         section("Operators that are refused", lines[lines["outcome"] == "refused"]),
         section("Operators that do not run", lines[lines["outcome"] == "not run"]),
     ]
@@ -106,9 +102,10 @@ def page(lines: pd.DataFrame) -> str:
         f"Made by `python benchmarks/operators.py` (torch {torch.__version__}): the operators that "
         f"PyTorch tests, each with the first {SAMPLES} inputs of PyTorch's tests, forward and "
         "backward. *Equal*: the estimate has the run's allocated and reserved peaks, to the byte, "
-        "with all of these inputs. *Noted*: it has not, and its assumptions name the operator.\n\n"
+        "with all of these inputs. Of those that differ, many are named in the assumptions of an "
+        "estimate that they are part of.\n\n"
         f"{compared_ones} operators run: {counts['equal']} are equal, {counts['refused']} refused, "
-        f"{counts['noted']} noted, {counts['differs']} differ without a note.\n" + "".join(sections)
+        f"{counts['differs']} differ.\n" + "".join(sections)
     )
 
 
@@ -218,8 +215,7 @@ def estimate(operator: Any, sample: Any) -> Peak:
         return Peak(None, None, shortened(error))
     if trace.outcome != "ok":
         return Peak(None, None, shortened(trace.message))
-    notes = [note for note in trace.assumptions if any(text in note for text in NOTED)]
-    return Peak(trace.peaks.allocated, trace.peaks.reserved, note="; ".join(notes))
+    return Peak(trace.peaks.allocated, trace.peaks.reserved)
 
 
 def shortened(error: object) -> str:
