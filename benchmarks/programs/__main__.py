@@ -83,7 +83,7 @@ class Program:
     estimated: bool
 
     @property
-    def library(self) -> str:
+    def folder(self) -> str:
         """The library whose use it shows."""
         return self.name.partition("/")[0]
 
@@ -217,7 +217,7 @@ def first_line(node: ast.Module | ast.FunctionDef) -> str:
 def run_and_estimate(program: Program) -> Row:
     """The program's run, then its estimate."""
     try:
-        version = metadata.version(DISTRIBUTIONS.get(program.library, program.library))
+        version = metadata.version(DISTRIBUTIONS.get(program.folder, program.folder))
     except metadata.PackageNotFoundError:
         version = "not installed"
         return Row(program.name, version, Figures("not installed"), NOT_ESTIMATED)
@@ -390,7 +390,7 @@ def page(rows: Sequence[Row], known: Mapping[str, Program]) -> str:
             summary(rows),
             *(
                 line
-                for library, of_library in groupby(rows, lambda row: known[row.program].library)
+                for library, of_library in groupby(rows, lambda row: known[row.program].folder)
                 for line in section(library, list(of_library), known, notes)
             ),
             "",

@@ -363,7 +363,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nobody_behind(
     wait_until(lambda: len(descendants(running.pid)) == 2, seconds=60)  # the worker, the run
     family = descendants(running.pid)
     running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=120)  # at once, on a machine that is not busy
+    stdout, stderr = running.communicate(timeout=60)  # at once, on a machine that is not busy
 
     assert running.returncode == 130
     assert (stdout, stderr.split()) == ("", ["llmmem:", "interrupted"])

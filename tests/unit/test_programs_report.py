@@ -29,7 +29,7 @@ def matrix() -> ModuleType:
 def test_it_has_programs_of_many_libraries_that_say_what_they_do(matrix):
     found = matrix.programs()
     assert len(found) >= 60
-    assert len({program.library for program in found}) >= 15
+    assert len({program.folder for program in found}) >= 15
     assert len({program.name for program in found}) == len(found)
     assert all(program.about for program in found)
 

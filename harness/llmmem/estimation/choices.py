@@ -313,8 +313,8 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             functional.scaled_dot_product_attention: partial(_attention, tracer),
             functional.dropout: _dropout,
             functional.linear: _linear,
-            functional.bilinear: partial(_uncounted, tracer, functional.bilinear),
-            functional.mish: partial(_uncounted, tracer, functional.mish),
+            functional.bilinear: partial(_inexact, tracer, functional.bilinear),
+            functional.mish: partial(_inexact, tracer, functional.mish),
             functional.rms_norm: _rms_norm,
             torch.rms_norm: _rms_norm,
             torch.dropout: _plain_dropout,
@@ -331,7 +331,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
         }
         if hasattr(functional, "linear_cross_entropy"):
             chunked = functional.linear_cross_entropy
-            self._substitutes[chunked] = partial(_uncounted, tracer, chunked)
+            self._substitutes[chunked] = partial(_inexact, tracer, chunked)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -356,15 +356,15 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if query.dim() != 4:  # by PyTorch 2.14 not always the math kernel
-        tracer.uncounted.add("scaled_dot_product_attention of other than 4 dimensions")
+        tracer.inexact.add("scaled_dot_product_attention of other than 4 dimensions")
     backend = choose_backend(query, key, value, attn_mask, dropout_p, is_causal, tracer.gpu)
     tracer.attention_backends.add(backend)
     return attend(backend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
-def _uncounted(tracer: Tracer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What its kernels take beside the output is not known here; the trace says so."""
-    tracer.uncounted.add(f"torch.nn.functional.{function.__name__}")
+def _inexact(tracer: Tracer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What its kernels allocate is not known exactly; the trace says so."""
+    tracer.inexact.add(f"torch.nn.functional.{function.__name__}")
     return function(*args, **kwargs)
 
 
@@ -421,8 +421,8 @@ class _FusedRmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         input, weight, _ = ctx.saved_tensors
         contiguous = input.contiguous()
-        of_input = torch.empty_like(contiguous)
-        of_weight = None if weight is None else torch.empty_like(weight)
+        of_input = torch.empty_like(contiguous) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         gradients[0].contiguous()
         return of_input, None, of_weight
 

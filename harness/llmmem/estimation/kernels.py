@@ -471,11 +471,11 @@ def _contiguous_gradient(tracer: Tracer, func: Any, args: Arguments, kwargs: Key
         return tracer.run(func, args, kwargs)
 
 
-def _uncounted(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """What the kernel takes beside its outputs is not known here; the trace says so."""
+def _inexact(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """What the kernel allocates beside its outputs is not known; the trace says so."""
     out = tracer.run(func, args, kwargs)
     if any(map(_is_on_device, out if isinstance(out, tuple | list) else (out,))):
-        tracer.uncounted.add(func._schema.name.replace("aten::", "torch.ops.aten."))
+        tracer.inexact.add(func._schema.name.replace("aten::", "torch.ops.aten."))
     return out
 
 
@@ -908,7 +908,7 @@ def _convolution(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
     if _bind(func, args, kwargs, "transposed"):
-        return _uncounted(tracer, func, args, kwargs)
+        return _inexact(tracer, func, args, kwargs)
     form = _convolution_format(tensor, weight)
     out = _laid_out(func(*args, **kwargs), form)
     with tracer.scratch(_copy_in(tensor, form)):
@@ -926,7 +926,7 @@ def _convolution_backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Ke
     if not _is_on_device(tensor):
         return func(*args, **kwargs)
     if _bind(func, args, kwargs, "transposed"):
-        return _uncounted(tracer, func, args, kwargs)
+        return _inexact(tracer, func, args, kwargs)
     form = _convolution_format(tensor, weight)
     *of_both, of_bias = func(*args, **kwargs)
     of_input, of_weight = (_laid_out(value, form) for value in of_both)
@@ -1196,7 +1196,7 @@ _HANDLERS: dict[Handler, str] = {
         "upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_linear1d_backward "
         "upsample_trilinear3d_backward"
     ),
-    _uncounted: (
+    _inexact: (
         "_cdist_forward _cdist_backward _euclidean_dist _pdist_forward _pdist_backward "
         "cholesky_inverse cholesky_solve linalg_cholesky_ex linalg_lu linalg_lu_factor_ex "
         "linalg_lu_solve linalg_matrix_exp lu_unpack _linalg_det _linalg_slogdet _linalg_eigh "

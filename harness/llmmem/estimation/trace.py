@@ -296,10 +296,10 @@ class TraceObserver:
             backends = ", ".join(sorted(self.tracer.attention_backends))
             chosen = f"attention: {backends}, as PyTorch {torch.__version__} chooses on this card"
             assumptions = (*assumptions, chosen)
-        if self.tracer.uncounted:
-            operators = ", ".join(sorted(self.tracer.uncounted))
-            not_counted = f"what {operators} take beside their outputs is not counted"
-            assumptions = (*assumptions, not_counted)
+        if self.tracer.inexact:
+            operators = ", ".join(sorted(self.tracer.inexact))
+            inexact = f"what {operators} allocate on a GPU is not known exactly"
+            assumptions = (*assumptions, inexact)
         if self.tracer.modelled_libraries:
             libraries = ", ".join(sorted(self.tracer.modelled_libraries))
             assumptions = (*assumptions, f"workspaces of {libraries}: a model")

@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operators: For each event, the operator that was seen last.
         attention_backends: Those of scaled dot product attention that were taken.
         modelled_libraries: Those that were asked for a workspace whose size only a model tells.
-        uncounted: Operators that took only what their outputs take: what else is not known.
+        inexact: Operators and functions of which it is not known exactly what they allocate.
         cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
             beyond what is traced, at most; None where there was none.
     """
@@ -128,7 +128,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.attention_backends: set[Backend] = set()
         self.modelled_libraries: set[str] = set()
-        self.uncounted: set[str] = set()
+        self.inexact: set[str] = set()
         self.operators: list[Any] = []
         self._operator: Any = None
         self.known = KnownValues()
