@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from timing import Seconds, of_ended_children, table, timed
+from timing import Seconds, of_ended_children, speed_of_machine, table, timed
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.catalogue.models import find_model
@@ -241,7 +241,8 @@ def main() -> None:
 
 Made by `python benchmarks/estimate_speed.py`.
 
-- machine: {platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}
+- machine: {platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()};
+  {speed_of_machine()}
 - versions: {", ".join(f"{name} {number}" for name, number in versions.items() if number)}
 
 Medians in seconds, taken in turns: by the clock, and of processor time (user and system), which

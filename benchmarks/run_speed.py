@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from timing import Seconds, of_ended_children, table, timed
+from timing import Seconds, of_ended_children, speed_of_machine, table, timed
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.estimation.trace import trace
@@ -144,7 +144,8 @@ def main() -> None:
 
 Made by `python benchmarks/run_speed.py`.
 
-- machine: {platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}
+- machine: {platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()};
+  {speed_of_machine()}
 - versions: {", ".join(f"{name} {number}" for name, number in versions.items() if number)}
 
 Seconds: by the clock, and of processor time (user and system), which says more where other programs
