@@ -17,6 +17,7 @@ import torch
 from llmmem.build import local_config, model_class, quiet_libraries
 from llmmem.estimation.choices import replaced
 from llmmem.estimation.trace import uses_bitsandbytes
+from llmmem.late_compilation import compiled_at_first_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ def preload(setup: Setup) -> None:
 
     What cannot be imported without CUDA, or not at all, is left to the run, which says why.
     """
-    with quiet_libraries():
+    with quiet_libraries(), compiled_at_first_call():
         for name in _libraries(setup):
             with suppress(Exception, _CudaNeeded), cuda_kept_out():
                 importlib.import_module(name)

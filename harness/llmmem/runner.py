@@ -83,7 +83,7 @@ class Runner:
 
         Args:
             setup: What to run.
-            estimate: Whether to estimate first.
+            estimate: Whether to estimate beside.
             timeout: Seconds after which the run is ended, with outcome ``timeout``.
             cap: A card of the GPU catalogue: the run gets no more memory than that card has, if
                 the device has more, and its outcome is ``oom`` past it. Kernels stay the device's.
@@ -98,20 +98,25 @@ class Runner:
             raise UnsupportedError(
                 "device 'estimate' runs nothing: choose cuda or sim, or estimate"
             )
-        estimated, notes = self._estimate_beside(setup, timeout) if estimate else (None, ())
         job = {
             "action": "run",
             "setup": setup.to_dict(),
             "gpu": cap,
             "timeout": timeout,
             "faults": str(faults),
+            "estimate": self._estimate_job(setup, None, timeout) if estimate else None,
         }
         reply = self._ask(job)
         if "result" in reply:
             result = RunResult.from_dict(reply["result"])
         else:
             result = self._failed(setup, reply)
-        return replace(result, estimate=estimated, notes=result.notes + notes)
+        if not estimate:
+            return result
+        try:
+            return replace(result, estimate=self._estimated(setup, reply["estimate"]))
+        except UnsupportedError as error:  # a run without its estimate is still a run
+            return replace(result, notes=(*result.notes, str(error)))
 
     def estimate(
         self, setup: Setup, gpu: str | None = None, *, timeout: float | None = DEFAULT_TIMEOUT
@@ -128,12 +133,7 @@ class Runner:
             InputError: The setup or the card names something that does not exist.
             UnsupportedError: It did not end in time, or died.
         """
-        chosen = gpu or self.device.gpu
-        job = {"action": "estimate", "setup": setup.to_dict(), "gpu": chosen, "timeout": timeout}
-        reply = self._ask(job)
-        if "result" in reply:
-            return Estimate.from_dict(reply["result"])
-        raise UnsupportedError(f"could not estimate: {self._failed(setup, reply).message}")
+        return self._estimated(setup, self._ask(self._estimate_job(setup, gpu, timeout)))
 
     def close(self) -> None:
         """End the worker; the runner starts another if it is used again."""
@@ -141,14 +141,14 @@ class Runner:
             self._worker.close()
             self._worker = None
 
-    def _estimate_beside(
-        self, setup: Setup, timeout: float | None
-    ) -> tuple[Estimate | None, tuple[str, ...]]:
-        """The estimate; or none, and a note of why: a run without its estimate is still a run."""
-        try:
-            return self.estimate(setup, timeout=timeout), ()
-        except UnsupportedError as error:
-            return None, (str(error),)
+    def _estimate_job(self, setup: Setup, gpu: str | None, timeout: float | None) -> dict[str, Any]:
+        chosen = gpu or self.device.gpu
+        return {"action": "estimate", "setup": setup.to_dict(), "gpu": chosen, "timeout": timeout}
+
+    def _estimated(self, setup: Setup, reply: Mapping[str, Any]) -> Estimate:
+        if "result" in reply:
+            return Estimate.from_dict(reply["result"])
+        raise UnsupportedError(f"could not estimate: {self._failed(setup, reply).message}")
 
     def _failed(self, setup: Setup, reply: Mapping[str, Any]) -> RunResult:
         outcome: Outcome
@@ -172,11 +172,12 @@ class Runner:
         except BaseException:
             self.close()
             raise
-        if "died" in reply:
-            reply["died"] += f"; last output: {self._worker.last_words()}"
-        refused = reply.get("refused")
-        if refused is not None and refused["kind"] == "input":
-            raise InputError(refused["message"])
+        for answer in (reply, reply.get("estimate") or {}):
+            if "died" in answer:
+                answer["died"] += f"; last output: {self._worker.last_words()}"
+            refused = answer.get("refused")
+            if refused is not None and refused["kind"] == "input":
+                raise InputError(refused["message"])
         return reply
 
 

@@ -4,7 +4,8 @@
 output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
 ``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` (``gpu``
 is the card to assume, or to cap a run to), a run also with ``"faults": text``
-(`llmmem.simgpu.Faults`) for a simulated GPU, and its reply one of
+(`llmmem.simgpu.Faults`) for a simulated GPU and with ``"estimate"``: null, or the job of an estimate to
+make beside it, whose reply is then the run's ``"estimate"``. A reply is one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "serve"]
 
-CHUNK = 1 << 16
-
 
 def main(device: str) -> None:
     """Serve jobs for the device until standard input ends."""
@@ -65,9 +64,7 @@ def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
         return
     send({"ready": os.getpid()})
     for line in jobs:
-        job = json.loads(line)
-        _share(device, job)
-        send(_in_child(device, job))
+        send(_answer_job(device, json.loads(line)))
 
 
 def _prepare(device: Device) -> None:
@@ -109,41 +106,52 @@ def _keep() -> None:
     gc.freeze()
 
 
-def _in_child(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do one job in a fork, and say what became of it."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _child(device, job, writing)
-    os.close(writing)
-    try:
-        answer = _read_until(reading, job["timeout"])
-    finally:
-        os.close(reading)
-    if answer is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return {"timeout": job["timeout"]}
-    _, status = os.waitpid(child, 0)
-    if status == 0 and answer:  # a child that was killed may have written half of it
-        reply: dict[str, Any] = json.loads(answer)
-        return reply
-    return {"died": _how_it_died(status)}
+def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    beside = job.get("estimate")
+    estimate = None if beside is None else _Child(device, beside)
+    # On a real GPU a run is timed, and has the host to itself.
+    estimated = estimate.reply() if estimate is not None and device.kind == "cuda" else None
+    _share(device, job)
+    reply = _Child(device, job).reply()
+    if estimate is not None:
+        reply["estimate"] = estimated or estimate.reply()
+    return reply
 
 
-def _read_until(reading: int, timeout: float | None) -> bytes | None:
-    """All that the child writes; None if it has not ended when the time is over."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    chunks: list[bytes] = []
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([reading], [], [], left)[0]:
-            return None
-        chunk = os.read(reading, CHUNK)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
+class _Child:
+    """A fork of this process that does one job."""
+
+    def __init__(self, device: Device, job: Mapping[str, Any]) -> None:
+        self._timeout: float | None = job["timeout"]
+        self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        # A file in memory: the child need not wait until somebody reads its answer.
+        self._answer = os.memfd_create("answer")
+        self._process = os.fork()
+        if self._process == 0:
+            _child(device, job, self._answer)
+
+    def reply(self) -> dict[str, Any]:
+        """What came of the job, once the child has ended; it is killed when its time is over."""
+        with os.fdopen(self._answer, "rb") as file:
+            if not self._ends_in_time():
+                os.kill(self._process, signal.SIGKILL)
+                os.waitpid(self._process, 0)
+                return {"timeout": self._timeout}
+            _, status = os.waitpid(self._process, 0)
+            file.seek(0)
+            answer = file.read()
+        if status == 0 and answer:  # a child that was killed may have written half of it
+            reply: dict[str, Any] = json.loads(answer)
+            return reply
+        return {"died": _how_it_died(status)}
+
+    def _ends_in_time(self) -> bool:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        end = os.pidfd_open(self._process)
+        try:
+            return bool(select.select([end], [], [], left)[0])
+        finally:
+            os.close(end)
 
 
 def _how_it_died(status: int) -> str:
@@ -153,12 +161,12 @@ def _how_it_died(status: int) -> str:
     return f"exited with code {code} before it had a result"
 
 
-def _child(device: Device, job: Mapping[str, Any], writing: int) -> None:
+def _child(device: Device, job: Mapping[str, Any], answer: int) -> None:
     """Do the job, write the answer, and end without the server's clean-up. Never returns."""
     try:
-        answer = json.dumps(_answer(device, job)).encode()
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(answer)
+        text = json.dumps(_answer(device, job)).encode()
+        with os.fdopen(answer, "wb") as file:
+            file.write(text)
     finally:
         sys.stderr.flush()
         os._exit(0)

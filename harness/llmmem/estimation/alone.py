@@ -48,12 +48,16 @@ def _garbage_left() -> Iterator[None]:
 def _import(setup: Setup) -> None:
     from llmmem.build import quiet_libraries
     from llmmem.estimation.trace import uses_bitsandbytes
+    from llmmem.late_compilation import compiled_at_first_call
 
-    if not uses_bitsandbytes(setup) and not _starts_quantized(setup):
+    uses_it = uses_bitsandbytes(setup)
+    if not uses_it and not _starts_quantized(setup):
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    with quiet_libraries():
+    with quiet_libraries(), compiled_at_first_call():
         import transformers.modeling_utils  # noqa: F401
 
+        if uses_it:
+            import bitsandbytes  # noqa: F401
         if setup.has_adapter:
             import peft  # noqa: F401
 
