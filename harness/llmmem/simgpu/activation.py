@@ -152,6 +152,11 @@ class SimulatedGpu:
         return (*guesses, *attention, *NOTES, *compilation.notes(), *asked_for, *early, *late)
 
     @property
+    def unknown_reads(self) -> int:
+        """How often the program has read values, of any kind, that are not known, so far."""
+        return self._account.unknown_reads()
+
+    @property
     def tells_process_bytes(self) -> bool:
         """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
         return self.faults.nvml is None

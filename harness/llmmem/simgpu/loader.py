@@ -30,8 +30,9 @@ class Account:
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
         core.sim_cudnn_attention_unknown.argtypes = []
         core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
-        core.sim_early_answers.argtypes = []
-        core.sim_early_answers.restype = ctypes.c_uint64
+        for name in ("sim_early_answers", "sim_unknown_reads"):
+            function = getattr(core, name)
+            function.argtypes, function.restype = [], ctypes.c_uint64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
@@ -99,6 +100,10 @@ class Account:
     def early_answers(self) -> int:
         """How often it was asked for unfinished work of a side stream, and said to be done."""
         return int(self._core.sim_early_answers())
+
+    def unknown_reads(self) -> int:
+        """How often the host has read device memory whose contents are not known, or a guess."""
+        return int(self._core.sim_unknown_reads())
 
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""

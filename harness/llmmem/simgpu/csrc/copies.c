@@ -5,10 +5,15 @@
 
 #include <string.h>
 
+static uint64_t unknown_reads;
+
+uint64_t sim_unknown_reads(void) { return __atomic_load_n(&unknown_reads, __ATOMIC_RELAXED); }
+
 /* What kernels find within an operator of PyTorch, the observer of that operator knows. */
 static void read_device(uintptr_t to, uintptr_t from, size_t n) {
     uint64_t ignored;
     bool guessed;
+    if (!sim_values_are_known(from, n)) __atomic_fetch_add(&unknown_reads, 1, __ATOMIC_RELAXED);
     bool may_be_answer = n <= sizeof ignored && sim_values_know(from, n, n, &ignored, &guessed) == SIM_UNKNOWN;
     if (!may_be_answer || !sim_take_answer((void *)to, n)) sim_values_read(from, (void *)to, NULL, n);
 }

@@ -5,6 +5,9 @@
 
 #include "account.h"
 
+/* How often the host has read device memory that is not known, or a guess, so far. */
+SIM_API uint64_t sim_unknown_reads(void);
+
 SIM_API void sim_copy(uintptr_t to, uintptr_t from, size_t n);
 SIM_API void sim_copy_2d(uintptr_t to, size_t to_pitch, uintptr_t from, size_t from_pitch, size_t width, size_t height);
 SIM_API void sim_set(uintptr_t to, size_t n, const void *pattern, size_t width);

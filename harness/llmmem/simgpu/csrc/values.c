@@ -307,6 +307,26 @@ void sim_values_read(uintptr_t address, void *out, unsigned char *marks, size_t 
     release();
 }
 
+static bool is_known(const entry *e, uintptr_t from, uintptr_t to) {
+    if (!e->marks) return e->mark == SIM_KNOWN;
+    for (uintptr_t at = from; at < to; at++)
+        if (e->marks[at - e->address] != SIM_KNOWN) return false;
+    return true;
+}
+
+bool sim_values_are_known(uintptr_t address, size_t n) {
+    uintptr_t reached = address;
+    acquire();
+    for (size_t i = first_after(address); reached < address + n && i < count && entries[i]->address <= reached; i++) {
+        uintptr_t from, to;
+        overlap(entries[i], address, n, &from, &to);
+        if (!is_known(entries[i], from, to)) break;
+        reached = to;
+    }
+    release();
+    return reached >= address + n;
+}
+
 /* A copy of what is known of n bytes, the pieces one after the other. */
 static entry *pieces_of(uintptr_t address, size_t n, size_t *found) {
     size_t first = first_after(address), end = first;

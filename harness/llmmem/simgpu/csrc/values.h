@@ -37,6 +37,8 @@ SIM_API void sim_values_copy(uintptr_t to, uintptr_t from, size_t n);
 SIM_API void sim_values_read(uintptr_t address, void *out, unsigned char *marks, size_t n);
 /* Store the bytes that are known or guessed, and forget the others. */
 SIM_API void sim_values_store_known(uintptr_t address, const void *data, const unsigned char *marks, size_t n);
+/* Whether all n bytes are known, none of them a guess. */
+SIM_API bool sim_values_are_known(uintptr_t address, size_t n);
 /* What is known of them; *value is set (in its low width bytes) when the answer is SIM_CONSTANT, and *guessed
  * to whether that is a guess. */
 SIM_API sim_knowledge sim_values_know(uintptr_t address, size_t n, size_t width, uint64_t *value, bool *guessed);
