@@ -114,7 +114,14 @@ def test_ligers_kernels_train_a_llama_without_its_logits(value: Any) -> None:
 @needs_simulated_gpu
 def test_a_compiled_llama_trains_in_less_memory(value: Any) -> None:
     first, second, third = value("a compiled llama")["peaks"]
-    assert first < second == third < value("an eager llama")[-1]
+    assert first < second == third < value("an eager llama")["peaks"][-1]
+
+
+@needs_simulated_gpu
+def test_only_what_compiles_has_a_note_of_it(value: Any) -> None:
+    note = "compiled code pads no matrix product"
+    assert note in value("a compiled llama")["notes"]
+    assert note not in value("an eager llama")["notes"]  # which has Inductor imported
 
 
 @needs_simulated_gpu

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,8 +212,15 @@ def _answer_without_trial(module: ModuleType) -> None:
 
 
 def _say_what_is_not_tried(module: ModuleType) -> None:
-    """Inductor is in use."""
-    _note("compiled code pads no matrix product")
+    """Inductor's entry: what compiles anything has a note, and what only imports Inductor has none."""
+    compile_fx = module.compile_fx
+
+    @wraps(compile_fx)
+    def compile_and_say(*args: Any, **kwargs: Any) -> Any:
+        _note("compiled code pads no matrix product")
+        return compile_fx(*args, **kwargs)
+
+    module.compile_fx = compile_and_say  # type: ignore[attr-defined]
 
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {

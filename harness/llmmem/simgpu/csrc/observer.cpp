@@ -796,14 +796,31 @@ Plan followed(const Operator &op, c10::ArrayRef<const IValue> inputs, const Inpu
     return plan_for_unknown(op, inputs, seen);
 }
 
+/* Whether the rule has no answer, without asking it: of most operators of a step. */
+bool is_without_answer(const Operator &op, const Inputs &seen) {
+    if (seen.state != State::unknown) return false;
+    switch (op.rule) {
+        case Rule::plain_: return true;
+        case Rule::weigh_:
+        case Rule::move_: return !seen.any_known;
+        default: return false;
+    }
+}
+
 Plan plan_for(const Operator &op, c10::ArrayRef<const IValue> inputs) {
     if (op.rule == Rule::read_ || (op.rule == Rule::copy_ && goes_to_host(op, inputs))) {
+        Unseen unseen;
         if (op.name != "aten::_to_copy") note_read(op, inputs); /* which copies by copy_ */
         return nullptr;
     }
     if (op.rule == Rule::copy_ && comes_from_host(op, inputs)) return nullptr; /* copies.c sees to it */
     Inputs seen = survey(op, inputs);
     if (!seen.device || !seen.readable) return nullptr;
+    if (is_without_answer(op, seen)) {
+        forget_written(op, inputs);
+        return nullptr;
+    }
+    Unseen unseen; /* which takes a microsecond: PyTorch lists the observers of each scope anew */
     Plan plan = followed(op, inputs, seen);
     if (!plan) forget_written(op, inputs);
     return plan;
@@ -815,7 +832,6 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &seen) {
     sim_enter_operator();
     if (op->rule == Rule::ignore_ || seen.inputs().empty() || sim_expects_answer()) return nullptr;
     try {
-        Unseen unseen;
         return plan_for(*op, seen.inputs());
     } catch (const Unknown &) {
         forget_written(*op, seen.inputs());
