@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -515,3 +516,37 @@ def test_what_a_gpu_refuses_has_no_estimate_but_the_error(
     trace = llmmem.estimate(function, "l40s")
     assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
     assert error in trace.message
+
+
+def _make_graph() -> None:
+    torch.cuda.CUDAGraph()
+
+
+def _caught(call: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+    with suppress(Exception):
+        call()
+    then()
+    torch.ones(1024, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (_make_graph, "CUDA graphs cannot be traced"),
+        (lambda: torch.randn(4096, device="cuda").unique(), "what is unique in a tensor"),
+        (lambda: torch.geqrf(torch.ones(8, 8, device="cuda")), "geqrf"),
+    ],
+)
+def test_a_program_that_catches_a_refusal_is_still_refused(
+    call: Callable[[], object], reason: str
+) -> None:
+    trace = llmmem.estimate(lambda: _caught(call), "l40s")
+    assert (trace.outcome, trace.peaks.allocated) == ("unsupported", None)
+    assert "test_estimate_of_functions.py:" in trace.message
+    assert reason in trace.message
+
+
+def test_a_refusal_that_was_caught_is_the_reason_of_the_error_after_it() -> None:
+    trace = llmmem.estimate(lambda: _caught(_make_graph, lambda: {}["graph"]), "l40s")
+    assert trace.outcome == "unsupported"
+    assert "CUDA graphs cannot be traced" in trace.message

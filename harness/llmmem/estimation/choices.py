@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from llmmem.errors import UnsupportedError
 from llmmem.estimation.attention import attend, choose_backend
 from llmmem.estimation.autocast import Autocast
 
@@ -162,6 +161,7 @@ def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tenso
 
 
 def _cross_entropy(
+    tracer: Tracer,
     autocast: Autocast,
     input: Tensor,
     target: Tensor,
@@ -184,7 +184,7 @@ def _cross_entropy(
         return plain
     is_plain = not target.is_floating_point() and not label_smoothing
     if not is_plain and (weight is not None or reduction != "mean"):
-        raise UnsupportedError(
+        tracer.refuse(
             "cross_entropy under autocast with label smoothing or probabilities as targets is "
             "traced only without weights and with reduction='mean': run it with llmmem exec"
         )
@@ -319,7 +319,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             torch.rms_norm: _rms_norm,
             torch.dropout: _plain_dropout,
             functional.softmax: _softmax_of_functional,
-            functional.cross_entropy: partial(_cross_entropy, autocast),
+            functional.cross_entropy: partial(_cross_entropy, tracer, autocast),
             functional.binary_cross_entropy_with_logits: _logits_loss_of_functional,
             torch.binary_cross_entropy_with_logits: _logits_loss,
             functional.ctc_loss: _ctc_loss,

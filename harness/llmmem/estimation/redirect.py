@@ -69,10 +69,10 @@ def cuda_redirected(
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
         # It looks at its stream before a mode sees it.
-        stack.enter_context(replaced(Tensor, "record_stream", _refuse_side_stream))
+        stack.enter_context(replaced(Tensor, "record_stream", partial(_refuse_side_stream, tracer)))
         stack.enter_context(_storages_told_apart(tracer))
         stack.enter_context(_generators_redirected())
-        compiled = stack.enter_context(_compiled_run_eagerly())
+        compiled = stack.enter_context(_compiled_run_eagerly(tracer))
         stack.enter_context(_kernels_not_launched(tracer))
         # Modules then move their parameters as between the host and a GPU: each stays the object
         # that it is (see `_Redirection._set_data`).
@@ -234,8 +234,8 @@ def _check_moved_by_module() -> None:
         )
 
 
-def _refuse_side_stream(*_: object) -> None:
-    raise UnsupportedError(
+def _refuse_side_stream(tracer: Tracer, *_: object) -> None:
+    tracer.refuse(
         "record_stream: memory that several streams use cannot be traced: run it with llmmem exec"
     )
 
@@ -405,16 +405,16 @@ def _is_higher_order(function: Any) -> bool:
     return is_flex or module.startswith("torch._higher_order_ops.")
 
 
-def _refuse_higher_order(*_: object, **__: object) -> None:
+def _refuse_higher_order(tracer: Tracer, *_: object, **__: object) -> None:
     """Under a mode such an operator has no gradient: autograd would end the process."""
-    raise UnsupportedError(
+    tracer.refuse(
         "flex_attention and other higher-order operators (torch.cond, while_loop) cannot be "
         "traced: run it with llmmem exec"
     )
 
 
 @contextmanager
-def _compiled_run_eagerly() -> Iterator[list[str]]:
+def _compiled_run_eagerly(tracer: Tracer) -> Iterator[list[str]]:
     """Run eagerly what is, or has been, given to ``torch.compile``, and list what was called.
 
     Nothing is listed where PyTorch's own switch has a run do the same.
@@ -427,7 +427,7 @@ def _compiled_run_eagerly() -> Iterator[list[str]]:
         if model is None:
             return partial(compile_nothing, disable=disable, **kwargs)
         if _is_higher_order(model):
-            return _refuse_higher_order
+            return partial(_refuse_higher_order, tracer)
         if disable or is_disabled:
             return model
         if isinstance(model, nn.Module):
@@ -506,7 +506,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
             "num_alloc_retries": allocator.num_alloc_retries,
             "num_ooms": allocator.num_ooms,
         }
-        return _Statistics(known)
+        return _Statistics(known, tracer)
 
     properties = SimpleNamespace(
         name=gpu.title,
@@ -525,7 +525,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
         "current_device": lambda: 0,
         "_exchange_device": lambda *_: 0,
         "_maybe_exchange_device": lambda *_: 0,
-        "CUDAGraph": _Graph,
+        "CUDAGraph": _graphs_refused(tracer),
         "get_device_name": lambda *_: gpu.title,
         "get_device_capability": lambda *_: gpu.compute_capability,
         "get_device_properties": lambda *_: properties,
@@ -553,8 +553,12 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
 class _Statistics(dict[str, int]):
     """Those of the allocator that its model keeps."""
 
+    def __init__(self, known: dict[str, int], tracer: Tracer) -> None:
+        super().__init__(known)
+        self._tracer = tracer
+
     def __missing__(self, name: str) -> int:
-        raise UnsupportedError(f"memory_stats()[{name!r}] is not known: run it with llmmem exec")
+        self._tracer.refuse(f"memory_stats()[{name!r}] is not known: run it with llmmem exec")
 
 
 _WITHOUT_ANSWER = (
@@ -603,11 +607,14 @@ def _do_nothing(*args: object, **kwargs: object) -> None:
     pass
 
 
-class _Graph:
-    """A CUDA graph keeps what is allocated in its capture in a pool of its own."""
+def _graphs_refused(tracer: Tracer) -> type:
+    """A class: a CUDA graph keeps what is allocated in its capture in a pool of its own."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise UnsupportedError("CUDA graphs cannot be traced: run it with llmmem exec")
+    class Graph:
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            tracer.refuse("CUDA graphs cannot be traced: run it with llmmem exec")
+
+    return Graph
 
 
 class _Stream:

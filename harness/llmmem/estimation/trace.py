@@ -191,9 +191,11 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
             # On the card it had ended before that.
             tracer.lost = f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
-            _raise_as_seen(error)
+            _raise_as_seen(tracer.refused[0] if tracer.refused else error)
     finally:
         tracer.end()
+    if tracer.refused and tracer.full is None:  # and caught by the program
+        _raise_as_seen(tracer.refused[0])
     return ("ok", "") if tracer.full is None else ("oom", tracer.full.message)
 
 

@@ -6,7 +6,7 @@ import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -97,6 +97,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         full: How the card ran out of memory; None while it has not, or the program handles it.
         has_raised_oom: Whether the program was left to handle that the card is full.
         lost: Why the trace did not reach the end once the card was full; else empty.
+        refused: Errors of calls that cannot be traced, in order. A program may catch them and go
+            on in another way than on a GPU.
         events: Allocations and frees so far, in order.
         known: Values on the device, as far as they are known.
         guesses: Where the program has decided by values that are not known.
@@ -120,6 +122,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.full: FullCard | None = None
         self.has_raised_oom = False
         self.lost = ""
+        self.refused: list[Exception] = []
         self._is_oom_handled = is_oom_handled
         # Blocks by number that were taken before the card was full, where it has no limit.
         self._blocks_without_limit: dict[int, Block] = {}
@@ -159,9 +162,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._skeletons and self._placement is None and self._has_skeleton(args):
                 with self.placing("skeleton"):
                     return self.run(func, args, kwargs or {})
-            out = handler(self, func, args, kwargs or {})
+            try:
+                out = handler(self, func, args, kwargs or {})
+            except (UnsupportedError, NotImplementedError) as error:
+                self.refused.append(error)
+                raise
             self.known.follow(func, args, kwargs or {}, out)
             return out
+
+    def refuse(self, reason: str) -> NoReturn:
+        """End what the program asks for, which cannot be traced.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        error = UnsupportedError(reason)
+        self.refused.append(error)
+        raise error
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
