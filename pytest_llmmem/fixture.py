@@ -121,7 +121,7 @@ class Vram:
         if not name or name == "total" or name in PHASES:
             raise InputError(f"invalid name {name!r}: expected one that no report uses itself")
         if not self._session.has_gpu():
-            self._gate.give_up(self._session.advice())
+            self._gate.give_up_without_gpu(self._session.advice())
         from llmmem.measurement.window import Window
 
         self._session.initialise_cuda()
@@ -135,7 +135,7 @@ class Vram:
         try:
             return self._session.runner()
         except UnsupportedError as error:
-            self._gate.give_up(str(error))
+            self._gate.give_up_without_gpu(str(error))
 
     def _setup(self, setup: Setup | Mapping[str, Any] | str | Path) -> Setup:
         if isinstance(setup, Setup):

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from llmmem.errors import InputError
-from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
+from llmmem.measurement.gpu_errors import is_cuda_error, is_out_of_memory
 from llmmem.report import Record
+from pytest_llmmem.failures import (
+    Ending,
+    add_note,
+    compares_values,
+    first_line,
+    gpu_error_of,
+    may_follow_from_values,
+    skipped_at,
+    worst,
+)
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
 from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from llmmem.measurement.window import Measurement, Window
-    from llmmem.results import Outcome, PhaseResult
+    from llmmem.results import PhaseResult
     from pytest_llmmem.session import Session
 
 __all__ = ["GATE", "Gate"]
@@ -27,11 +38,13 @@ __all__ = ["GATE", "Gate"]
 # A test that was held to several figures is counted with the weakest of their sources.
 WEAKEST_FIRST = ("estimated", "simulated", "measured")
 
-VALUES_MATTER = f"{SIMULATED_VALUES}, and this test is not marked max_vram"
-
 
 class Gate:
     """Measures one test and holds it to its limit. The methods are in the order of a test's life.
+
+    Measuring follows the phases of the test; what to make of a phase is said when pytest writes its
+    report (`verdict`). Only then is it known what the test raised: unittest keeps errors to itself,
+    and subtests are reported while the test still runs.
 
     Attributes:
         test: The node id of the test.
@@ -49,9 +62,16 @@ class Gate:
         self._uses_fixture = "vram" in getattr(item, "fixturenames", ())
         self._allocations = _allocations()
         self._guesses_before = session.guess_clock()
+        self._reads_before = session.value_reads.now()
         self._window: Window | None = None
         self._open = ExitStack()
+        self._measurement: Measurement | None = None
+        self._is_running = False
+        self._has_passed = False
+        self._endings: list[Ending] = []
         self._records: list[Record] = []
+        self._own_record: Record | None = None
+        self._compared_values = False
         self._sources: set[str] = set()
         self._over: list[str] = []
         self._unmeasured: list[str] = []
@@ -76,52 +96,88 @@ class Gate:
         if self._session.options.require_gpu and not self._session.has_real_gpu():
             pytest.fail(f"{self.test}: no GPU to measure on (--llmmem-require-gpu)", pytrace=False)
         if not self._uses_fixture and not self._session.has_gpu():
-            pytest.skip(self._session.advice())
+            self.give_up_without_gpu(self._session.advice())
         if self.limit is not None and self.limit.scope == "test":
             self._open_window()
 
-    def after_failed_setup(self, error: BaseException) -> None:
-        """Say what an error in a fixture is worth where values are not computed."""
-        if not isinstance(error, (Exception, pytest.fail.Exception)):
-            return
-        if self._is_about_values():
-            pytest.skip(VALUES_MATTER)
-        self._annotate(error)
+    @contextmanager
+    def setup(self) -> Iterator[None]:
+        """Around the setup: a window that opens with the fixtures ends if one of them fails."""
+        try:
+            with self._running():
+                yield
+        except BaseException:
+            self._end_window()
+            raise
 
-    def before_call(self) -> None:
-        """Begin to measure, unless that has begun with the fixtures."""
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around the call: measure it, unless that has begun with the fixtures."""
         if self._window is None:
             self._open_window()
+        try:
+            with self._running(), self._expected_failures_heard():
+                yield
+        finally:
+            self._end_window()
 
-    def after_call(self, error: BaseException | None) -> None:
-        """End the measurement and judge the test.
+    @contextmanager
+    def teardown(self) -> Iterator[None]:
+        """Around the teardown: measure it if the fixtures of the test count."""
+        if self._measures_teardown():
+            self._open_window()
+        try:
+            with self._running():
+                yield
+        finally:
+            self._end_window()
+
+    def verdict(self, when: str, error: BaseException | None) -> BaseException | None:
+        """What pytest is to report of a phase, or of a subtest, that has ended.
 
         A test that fails or skips by itself keeps its own reason.
 
-        Args:
-            error: What the test itself raised.
-        """
-        measurement = self._close_window()
-        if is_cuda_error(error):
-            self._session.gpu_error(self.test)
-        if isinstance(error, (KeyboardInterrupt, SystemExit, pytest.exit.Exception)):
-            return
-        if measurement is not None and (
-            measurement.touched or self._has_allocated() or is_out_of_memory(error)
-        ):
-            places = [(place.where, place.bytes) for place in measurement.places]
-            self.add(self._record(measurement, error), places)
-        if isinstance(error, pytest.skip.Exception):
-            return
-        if error is None or self._is_about_values():
-            self._judge()
-        else:
-            self._annotate(error)
+        A limit is not what ``unittest.expectedFailure`` expects: a test that passes and is over its
+        limit is an unexpected success that is told why it is over. (``pytest.mark.xfail`` does
+        expect that, as pytest applies it to whatever is reported.)
 
-    def after_test(self) -> None:
+        Args:
+            when: ``setup``, ``call`` or ``teardown``.
+            error: What the test raised.
+
+        Returns:
+            That error, or the one to report in its place; ``None`` for a phase that passed.
+        """
+        if is_cuda_error(gpu_error_of(error)):
+            self._session.gpu_error(self.test)
+        self._endings.append(Ending.of(error))
+        if not self._is_running:
+            self._record_phase(when)
+        if isinstance(error, pytest.skip.Exception):
+            return error
+        if error is None:
+            return None if self._is_running else self._judgement(when)
+        if not self._is_about_values(error):
+            self._annotate(when, error)
+            return error
+        if self._over:  # by the default of the suite
+            return _failed("\n".join(self._over))
+        self._compared_values = True
+        return skipped_at(error, f"{SIMULATED_VALUES}: {first_line(error)}")
+
+    def leave(self) -> None:
         """Leave what the reports carry, whatever has become of the test."""
-        self._close_window()
-        store(self._item.user_properties, TestRecords(tuple(self._records), self._outcome()))
+        left = TestRecords(tuple(self._records), self._outcome(), self._compared_values)
+        store(self._item.user_properties, left)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """While a phase runs, only its subtests are reported."""
+        self._is_running = True
+        try:
+            yield
+        finally:
+            self._is_running = False
 
     # ---- what a test is held to ----
 
@@ -154,25 +210,56 @@ class Gate:
 
     def give_up(self, reason: str) -> NoReturn:
         """End the test, because it cannot be measured here."""
-        if self._session.options.require_gpu:
+        raise self._not_measured(reason)
+
+    def give_up_without_gpu(self, reason: str) -> NoReturn:
+        """End the test, because there is no GPU; where one was promised, that is a failure."""
+        if self._session.options.promises_gpu:
             pytest.fail(f"not measured: {reason}", pytrace=False)
         pytest.skip(f"not measured: {reason}")
 
-    def _judge(self) -> None:
+    def _not_measured(self, reason: str) -> BaseException:
+        message = f"not measured: {reason}"
+        is_failure = self._session.options.require_gpu
+        return _failed(message) if is_failure else pytest.skip.Exception(message)
+
+    def _judgement(self, when: str) -> BaseException | None:
+        """What a phase that passed by itself comes to."""
+        if when == "call":
+            verdict = self._judgement_of_call()
+            self._has_passed = verdict is None
+            return verdict
+        if when == "teardown" and self._has_passed:
+            return self._judgement_of_teardown()
+        return None
+
+    def _judgement_of_call(self) -> BaseException | None:
         if self._over:
-            pytest.fail("\n".join(self._over), pytrace=False)
-        if self._is_about_values():
-            pytest.skip(VALUES_MATTER)
+            return _failed("\n".join(self._over))
         if self._unknown:
-            pytest.fail("\n".join(self._unknown), pytrace=False)
+            return _failed("\n".join(self._unknown))
         if self._unmeasured:
-            self.give_up("; ".join(self._unmeasured))
-        if self._marked and not self._sources:
-            pytest.fail(
-                "not measured: nothing was allocated on a GPU in this process and vram.run ran "
-                "nothing (estimates count with --llmmem-device=estimate only)",
-                pytrace=False,
-            )
+            return self._not_measured("; ".join(self._unmeasured))
+        return None if self._measures_teardown() else self._missing()
+
+    def _judgement_of_teardown(self) -> BaseException | None:
+        if self._over:
+            return _failed("\n".join(self._over))
+        return self._missing()
+
+    def _missing(self) -> BaseException | None:
+        """A test that promised to be measured and took nothing is no success."""
+        if not self._marked or self._sources:
+            return None
+        return _failed(
+            "not measured: nothing was allocated on a GPU in this process and vram.run ran "
+            "nothing (estimates count with --llmmem-device=estimate only)"
+        )
+
+    def _measures_teardown(self) -> bool:
+        if self.limit is None or self.limit.scope != "test":
+            return False
+        return self._session.gpu_error(self.test) is None
 
     def _outcome(self) -> str | None:
         unmeasured = self._unmeasured or self._unknown
@@ -182,23 +269,68 @@ class Gate:
             return NOT_MEASURED
         return next(source for source in WEAKEST_FIRST if source in self._sources)
 
-    def _is_about_values(self) -> bool:
-        """Whether the test is not about memory, and has used a GPU that computes no values."""
-        is_about_memory = self._marked or self._uses_fixture
-        return not is_about_memory and self._has_allocated() and self._session.simulated
+    def _is_about_values(self, error: BaseException) -> bool:
+        """Whether a test that is not about memory has failed for a value that is not computed."""
+        if self._marked or self._uses_fixture or not self._session.simulated:
+            return False
+        reads = self._session.value_reads.now() - self._reads_before
+        if reads.guesses and may_follow_from_values(error):
+            return True
+        fixtures = getattr(self._item, "fixturenames", ())
+        has_read = reads.unknown > 0 or self._session.value_reads.were_in(fixtures)
+        return has_read and compares_values(error)
 
-    def _annotate(self, error: BaseException) -> None:
+    def _annotate(self, when: str, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
         notes = list(self._over)
-        if is_out_of_memory(error) and self.limit is not None:
+        gpu_error = gpu_error_of(error)
+        if is_out_of_memory(gpu_error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
-        about_values = self._has_allocated() and self._session.simulated
-        if not notes and about_values and not is_cuda_error(error):
+        reads = self._session.value_reads.now() - self._reads_before
+        if not notes and reads.unknown and may_follow_from_values(error):
             notes.append(SIMULATED_VALUES)
+        if reads.guesses:
+            guesses = self._session.guesses(self._guesses_before)
+            notes += [f"this may follow from {guess}" for guess in guesses]
         for note in notes:
-            error.add_note(f"llmmem: {note}")
-        for note in self._session.guesses(self._guesses_before):
-            error.add_note(f"llmmem: this may follow from {note}")
+            if not add_note(error, f"llmmem: {note}"):
+                self._item.add_report_section(when, "llmmem", note)
+
+    def _record_phase(self, when: str) -> None:
+        """Keep the record of what was measured; a teardown can only add to that of the call."""
+        measurement, self._measurement = self._measurement, None
+        ending = worst(self._endings)
+        self._endings.clear()
+        if measurement is None or not (
+            measurement.touched or self._has_allocated() or ending.outcome == "oom"
+        ):
+            return
+        record = self._record(measurement, ending)
+        if self._own_record is not None:
+            self._records.remove(self._own_record)
+            record = _of_both(self._own_record, record)
+        self._own_record = record
+        self.add(record, [(place.where, place.bytes) for place in measurement.places])
+
+    @contextmanager
+    def _expected_failures_heard(self) -> Iterator[None]:
+        """Hear of errors that unittest expected; pytest keeps only that there was one."""
+        item: Any = self._item
+        report = getattr(item, "addExpectedFailure", None)
+        if report is None:
+            yield
+            return
+
+        def hear(test: object, error: object, *others: object) -> None:
+            if isinstance(error, tuple):
+                self._endings.append(Ending.of(error[1]))
+            report(test, error, *others)
+
+        item.addExpectedFailure = hear
+        try:
+            yield
+        finally:
+            del item.addExpectedFailure
 
     def _has_allocated(self) -> bool:
         return _allocations() != self._allocations
@@ -224,6 +356,10 @@ class Gate:
         self._window = Window(self._session.index, places=is_about_memory)
         self._window.start()
 
+    def _end_window(self) -> None:
+        if self._window is not None:
+            self._measurement = self._close_window()
+
     def _close_window(self) -> Measurement | None:
         if self._window is None:
             return None
@@ -231,19 +367,12 @@ class Gate:
         self._open.close()
         return window.stop()
 
-    def _record(self, measurement: Measurement, error: BaseException | None) -> Record:
-        outcome: Outcome = "ok"
-        message = ""
-        if error is not None and (is_out_of_memory(error) or is_cuda_error(error)):
-            outcome = "oom" if is_out_of_memory(error) else "crashed"
-            message = describe(error)
-        elif error is not None:
-            message = "the test did not reach its end: what it would have taken is not known"
+    def _record(self, measurement: Measurement, ending: Ending) -> Record:
         return Record(
             device=measurement.device,
             source=measurement.source,
-            outcome=outcome,
-            message=message,
+            outcome=ending.outcome,
+            message=ending.message,
             notes=measurement.notes,
             test=self.test,
             gpu=measurement.gpu,
@@ -258,6 +387,24 @@ class Gate:
 
 
 GATE = pytest.StashKey[Gate]()
+
+
+def _failed(reason: str) -> BaseException:
+    return pytest.fail.Exception(reason, pytrace=False)
+
+
+def _of_both(call: Record, teardown: Record) -> Record:
+    """One record of a test from those of its call and of its teardown: of the larger peak."""
+    larger = max(call, teardown, key=lambda record: record.peak_bytes or 0)
+    ending = worst(Ending(record.outcome, record.message) for record in (call, teardown))
+    is_one_device = call.device == teardown.device
+    return replace(
+        larger,
+        outcome=ending.outcome,
+        message=ending.message,
+        peaks=call.peaks.highest(teardown.peaks) if is_one_device else larger.peaks,
+        held_before_bytes=call.held_before_bytes,
+    )
 
 
 def _allocations() -> int:

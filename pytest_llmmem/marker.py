@@ -27,7 +27,7 @@ class Limit:
     Attributes:
         bytes: The limit; a peak that equals it is within it.
         metric: Which of `METRICS` it is about.
-        scope: Whether it is about the test's call, or about its setup as well.
+        scope: Whether it is about the test's call, or about its setup and teardown as well.
         gpu: The card whose memory it is, if it was given as one.
     """
 
@@ -56,7 +56,8 @@ def max_vram(
         gpu: A card of the GPU catalogue such as ``"rtx4090"``, whose memory is the limit. The test
             also runs out of memory where it would on that card.
         metric: ``process`` (all that the process holds), ``reserved`` or ``allocated``.
-        scope: ``call`` (the test function) or ``test`` (its fixtures as well).
+        scope: ``call`` (the test function) or ``test`` (its fixtures as well, until the last of them
+            is torn down).
         tolerance: Only for growth over a baseline, which there is none of.
 
     Raises:

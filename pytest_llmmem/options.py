@@ -124,6 +124,11 @@ class Options:
             )
         return options
 
+    @property
+    def promises_gpu(self) -> bool:
+        """Whether a test that finds no GPU has failed, and is not merely skipped."""
+        return self.require_gpu or self.device.kind == "cuda"
+
     def describe(self) -> str:
         """The options that differ from their defaults, on one line; empty if there are none."""
         parts = [f"report {path.name}" for path in self.reports]

@@ -1,4 +1,4 @@
-"""The hooks: what pytest calls, and whom that is for."""
+"""The hooks that pytest calls."""
 
 from __future__ import annotations
 
@@ -49,14 +49,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Read the marker first of all; afterwards say what an error in a fixture is worth."""
+    """Read the marker first of all."""
     gate = item.stash[GATE] = Gate(item, item.config.stash[SESSION])
     gate.read_marker()
-    try:
+    with gate.setup():
         yield
-    except BaseException as error:
-        gate.after_failed_setup(error)
-        raise
 
 
 class _BeforeFixtures:
@@ -68,23 +65,63 @@ class _BeforeFixtures:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Measure the call, and judge it."""
-    gate = item.stash[GATE]
-    gate.before_call()
-    try:
-        yield
-    except BaseException as error:
-        gate.after_call(error)
-        raise
-    gate.after_call(None)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure the call."""
+    with item.stash[GATE].call():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Leave what the reports carry."""
-    item.stash[GATE].after_test()
-    yield
+    """Measure the teardown, if it counts."""
+    with item.stash[GATE].teardown():
+        yield
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Put the verdict in the place of what the test raised, before pytest writes the report of it.
+
+    By now pytest has put there what unittest keeps to itself. It calls this after its own hook for
+    unittest, which comes first, and before the one that makes the report, which is registered
+    earlier.
+    """
+    gate = item.stash.get(GATE, None)
+    if gate is None:
+        return
+    error = None if call.excinfo is None else call.excinfo.value
+    verdict = gate.verdict(call.when, error)
+    if verdict is not None and verdict is not error:
+        call.excinfo = _raised(verdict)
+    if call.when == "teardown":
+        gate.leave()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Note the fixtures that read values which a simulated GPU does not know."""
+    reads = request.config.stash[SESSION].value_reads
+    before = reads.now()
+    try:
+        return (yield)
+    finally:
+        reads.note_fixture(fixturedef.argname, before)
+
+
+def pytest_fixture_post_finalizer(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> None:
+    """Forget them when they are torn down."""
+    request.config.stash[SESSION].value_reads.forget_fixture(fixturedef.argname)
+
+
+def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
+    """The error as pytest wants it, with a traceback."""
+    try:
+        raise error
+    except BaseException:
+        return pytest.ExceptionInfo.from_current()
 
 
 def _begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:

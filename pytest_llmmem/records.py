@@ -18,6 +18,7 @@ __all__ = ["GATES", "TestRecords", "forget", "store"]
 
 RECORD = "llmmem_record"
 GATE = "llmmem_gate"
+VALUES = "llmmem_values"
 
 NOT_MEASURED = "not measured"
 #: What a gated test was held to: a source of figures, or nothing.
@@ -31,12 +32,14 @@ class TestRecords:
     Attributes:
         records: Its records, in the order they were made.
         gate: One of `GATES`; ``None`` for a test that nothing was asked of.
+        compared_values: Whether it was skipped because values are not computed.
     """
 
     __test__ = False  # not a test class, whatever its name
 
     records: tuple[Record, ...]
     gate: str | None
+    compared_values: bool = False
 
     @classmethod
     def read(cls, properties: Iterable[tuple[str, object]]) -> TestRecords:
@@ -46,7 +49,8 @@ class TestRecords:
             Record.from_dict(json.loads(value)) for name, value in found if name == RECORD
         )
         gates = [value for name, value in found if name == GATE]
-        return cls(records, gates[-1] if gates else None)
+        compared_values = any(name == VALUES for name, _ in found)
+        return cls(records, gates[-1] if gates else None, compared_values)
 
 
 def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
@@ -57,8 +61,10 @@ def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
     ]
     if left.gate is not None:
         properties.append((GATE, left.gate))
+    if left.compared_values:
+        properties.append((VALUES, "not computed"))
 
 
 def forget(properties: list[tuple[str, object]]) -> None:
     """Drop what an earlier attempt at the same test left."""
-    properties[:] = [pair for pair in properties if pair[0] not in (RECORD, GATE)]
+    properties[:] = [pair for pair in properties if pair[0] not in (RECORD, GATE, VALUES)]

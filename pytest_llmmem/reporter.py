@@ -9,6 +9,7 @@ import pytest
 
 from llmmem.errors import LlmmemError
 from pytest_llmmem.records import GATES, NOT_MEASURED, TestRecords
+from pytest_llmmem.verdicts import SIMULATED_VALUES
 
 if TYPE_CHECKING:
     from llmmem.report import Record
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Reporter"]
 
 SHOWN_ROWS = 20
+
+NOTHING = TestRecords((), None)
 
 
 class Reporter:
@@ -39,7 +42,7 @@ class Reporter:
         """Take what a test left; a later attempt at the same test replaces an earlier one."""
         if report.when == "teardown":
             left = TestRecords.read(report.user_properties)
-            if left.records or left.gate is not None:
+            if left != NOTHING:
                 self._tests[report.nodeid] = left
 
     @pytest.hookimpl(optionalhook=True)
@@ -76,6 +79,8 @@ class Reporter:
         gates = Counter(left.gate for left in self._tests.values() if left.gate is not None)
         if gates:
             terminalreporter.write_line(f"llmmem: {_count(gates)}", yellow=gates[NOT_MEASURED] > 0)
+        if skipped := sum(left.compared_values for left in self._tests.values()):
+            terminalreporter.write_line(f"llmmem: {skipped} skipped: {SIMULATED_VALUES}")
         for worker in self._crashed:
             terminalreporter.write_line(
                 f"llmmem: worker {worker} crashed: the test it was running is not measured",

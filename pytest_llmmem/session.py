@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmmem.errors import UnsupportedError
+from pytest_llmmem.value_reads import ValueReads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,10 +30,12 @@ class Session:
 
     Attributes:
         options: What was asked for.
+        value_reads: How often tests have read values that are not known.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.value_reads = ValueReads()
         self._runner: Runner | None = None
         self._versions: Mapping[str, str | None] | None = None
         self._broken_by: str | None = None
@@ -149,7 +152,8 @@ class Session:
         return self._runner
 
     def close(self) -> None:
-        """End the runner."""
+        """End the runner, and leave PyTorch as it was."""
+        self.value_reads.close()
         if self._runner is not None:
             self._runner.close()
             self._runner = None

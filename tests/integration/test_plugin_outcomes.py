@@ -185,7 +185,7 @@ def test_what_becomes_of_a_test(
             "E *torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 15.00 GiB. *",
             "E *llmmem: the limit of this test is * of t4",
             "  held before  64.00 MiB allocated",
-            "SKIPPED * values are not computed on a simulated GPU, and this test is not marked *",
+            "SKIPPED * values are not computed on a simulated GPU: AssertionError: assert False*",
             "SKIPPED * my own reason",
             "llmmem: 11 gated = 0 measured + 11 simulated + 0 estimated, 1 not measured",
         ]
@@ -217,6 +217,10 @@ SUITE = """
 
     def test_over_the_default():
         hold(1 << 30)
+
+    def test_over_the_default_and_compares_values():
+        hold(1 << 30)
+        assert torch.equal(torch.randn(3, device="cuda"), torch.ones(3, device="cuda"))
 
     def test_within_the_default():
         hold(1 << 20)
@@ -250,12 +254,13 @@ def test_a_default_for_the_suite_gates_every_test_that_uses_the_gpu(
     assert outcomes == {
         "test_marker_beats_the_default": "PASSED",
         "test_over_the_default": "FAILED",
-        "test_within_the_default": "SKIPPED",
+        "test_over_the_default_and_compares_values": "FAILED",
+        "test_within_the_default": "PASSED",
         "test_fixtures_count": "FAILED",
         "test_fixtures_alone": "PASSED",
-        "test_error_in_a_fixture_that_used_the_gpu": "SKIPPED",
+        "test_error_in_a_fixture_that_used_the_gpu": "ERROR",
         "test_no_gpu_needed": "PASSED",
     }
     result.stdout.fnmatch_lines(
-        ["llmmem: 5 gated = 0 measured + 5 simulated + 0 estimated, 0 not measured"]
+        ["llmmem: 6 gated = 0 measured + 6 simulated + 0 estimated, 0 not measured"]
     )

@@ -68,6 +68,26 @@ def test_where_a_gpu_is_required_what_cannot_be_measured_is_an_error(
     result.stdout.fnmatch_lines(["*no GPU to measure on (--llmmem-require-gpu)*"])
 
 
+def test_where_a_gpu_was_asked_for_a_test_that_finds_none_fails(
+    run_pytest: Callable[..., pytest.RunResult],
+) -> None:
+    source = f"""{MARKED}
+    def test_run(vram):
+        vram.run({{"model": "openai-community/gpt2"}})
+    """
+    result = run_pytest(source, "--llmmem-device=cuda", "-k", "marked or part or plain or run")
+    result.assert_outcomes(passed=1, failed=2, errors=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*ERROR at setup of test_marked*",
+            "*test_measured_part*",
+            "not measured: no GPU: pass --llmmem-device=sim:rtx4090 *",
+            "*test_run*",
+            "not measured: no device 'cuda:0': this machine has 0 real GPUs *",
+        ]
+    )
+
+
 def test_an_estimate_measures_nothing_that_a_test_allocates_itself(
     run_pytest: Callable[..., pytest.RunResult],
 ) -> None:

@@ -51,14 +51,20 @@ def outcome(item: pytest.Item) -> str | None:
     return TestRecords.read(item.user_properties).gate
 
 
+def failure(gate: Gate) -> str:
+    verdict = gate.verdict("call", None)
+    assert isinstance(verdict, pytest.fail.Exception)
+    return str(verdict)
+
+
 @pytest.mark.parametrize("peak", [LIMIT - 1, LIMIT])
 def test_a_peak_up_to_the_limit_passes(
     gate: Callable[..., Gate], item: pytest.Item, peak: int
 ) -> None:
     judged = gate()
     judged.add(record(peak))
-    judged.after_call(None)
-    judged.after_test()
+    assert judged.verdict("call", None) is None
+    judged.leave()
     assert outcome(item) == "measured"
 
 
@@ -67,9 +73,7 @@ def test_a_peak_one_byte_over_the_limit_fails_with_peak_limit_and_excess(
 ) -> None:
     judged = gate()
     judged.add(record(LIMIT + 1), [("test_it.py:3 in step", 900)])
-    with pytest.raises(pytest.fail.Exception) as failure:
-        judged.after_call(None)
-    message = str(failure.value)
+    message = failure(judged)
     assert "(1001 B)" in message
     assert "(1000 B)" in message
     assert "(1 B)" in message
@@ -82,9 +86,7 @@ def test_every_figure_over_the_limit_is_told(gate: Callable[..., Gate]) -> None:
     judged.add(record(LIMIT + 1))
     judged.add(record(LIMIT))
     judged.add(record(LIMIT + 2))
-    with pytest.raises(pytest.fail.Exception) as failure:
-        judged.after_call(None)
-    assert str(failure.value).count("is over the limit") == 2
+    assert failure(judged).count("is over the limit") == 2
 
 
 def test_a_test_that_fails_by_itself_keeps_its_reason_and_is_told_its_memory(
@@ -93,7 +95,7 @@ def test_a_test_that_fails_by_itself_keeps_its_reason_and_is_told_its_memory(
     judged = gate()
     judged.add(record(LIMIT + 1))
     error = AssertionError("my own reason")
-    judged.after_call(error)
+    assert judged.verdict("call", error) is error
     assert "is over the limit" in error.__notes__[0]
 
 
@@ -103,9 +105,8 @@ def test_a_peak_that_is_not_known_never_passes(
     judged = gate()
     judged.add(record(LIMIT))
     judged.add(record(None))
-    with pytest.raises(pytest.fail.Exception, match="not measured: NVML does not tell"):
-        judged.after_call(None)
-    judged.after_test()
+    assert "not measured: NVML does not tell" in failure(judged)
+    judged.leave()
     assert outcome(item) == "not measured"
 
 
@@ -113,9 +114,8 @@ def test_a_marked_test_that_took_nothing_never_passes(
     gate: Callable[..., Gate], item: pytest.Item
 ) -> None:
     judged = gate()
-    with pytest.raises(pytest.fail.Exception, match="not measured: nothing was allocated"):
-        judged.after_call(None)
-    judged.after_test()
+    assert "not measured: nothing was allocated" in failure(judged)
+    judged.leave()
     assert outcome(item) == "not measured"
 
 
@@ -125,6 +125,6 @@ def test_a_test_is_counted_with_the_weakest_of_its_sources(
     judged = gate()
     judged.add(record(LIMIT, "measured"))
     judged.add(record(LIMIT, "simulated"))
-    judged.after_call(None)
-    judged.after_test()
+    assert judged.verdict("call", None) is None
+    judged.leave()
     assert outcome(item) == "simulated"

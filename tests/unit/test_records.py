@@ -24,7 +24,7 @@ RECORD = Record(
 
 def test_records_come_back_from_a_report_as_they_were() -> None:
     properties: list[tuple[str, object]] = [("someone_elses", 1)]
-    left = TestRecords((RECORD, RECORD), "simulated")
+    left = TestRecords((RECORD, RECORD), "simulated", compared_values=True)
     store(properties, left)
     assert TestRecords.read(properties) == left
 

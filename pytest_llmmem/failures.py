@@ -1,0 +1,258 @@
+"""What the error of a test says: that memory ran out, or that values differ."""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeGuard
+
+import pytest
+
+from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from doctest import DocTestFailure
+
+    from llmmem.results import Outcome
+
+__all__ = [
+    "Ending",
+    "add_note",
+    "compares_values",
+    "first_line",
+    "gpu_error_of",
+    "may_follow_from_values",
+    "skipped_at",
+    "worst",
+]
+
+INCOMPLETE = "the test did not reach its end: what it would have taken is not known"
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+INSTALLED = ("site-packages", "dist-packages")
+
+#: Modules that compare on behalf of a test: torch.testing, numpy.testing, pandas._testing,
+#: transformers.testing_utils, any package's tests, and unittest's own assertions.
+COMPARES = re.compile(r"(^|\.)_?test\w*(\.|$)|^unittest\.case$")
+
+#: What torch.testing and numpy.testing say of shapes and types, which are known.
+ATTRIBUTES_DIFFER = re.compile(
+    r"^The values for attribute '\w+' do not match|\((shapes|dtypes) .* mismatch\)", re.MULTILINE
+)
+
+#: Errors that a wrong number can lead to: an empty list, a missing key, a division by zero. An
+#: error in the program itself (AttributeError, TypeError, ImportError) is none of them.
+CONSEQUENCES = (
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    ValueError,
+    pytest.fail.Exception,
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a test ended, as its record tells it.
+
+    Attributes:
+        outcome: ``ok`` also for a test that failed for a reason other than memory.
+        message: Why the figures may not be those of the whole test.
+    """
+
+    outcome: Outcome = "ok"
+    message: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> Ending:
+        """The ending of a test that raised this error, or none."""
+        if error is None:
+            return cls()
+        gpu_error = gpu_error_of(error)
+        if gpu_error is None:
+            return cls("ok", INCOMPLETE)
+        return cls("oom" if is_out_of_memory(gpu_error) else "crashed", describe(gpu_error))
+
+
+def worst(endings: Iterable[Ending]) -> Ending:
+    """The ending that says most about memory; of equals, the first."""
+    severity = {"oom": 3, "crashed": 2}
+    return max(
+        endings,
+        key=lambda ending: severity.get(ending.outcome, int(bool(ending.message))),
+        default=Ending(),
+    )
+
+
+def gpu_error_of(error: BaseException | None) -> BaseException | None:
+    """The error of the GPU that a test ended with, wrapped or in a group as it may be."""
+    for each in _closure(error, _raised_from):
+        if is_out_of_memory(each) or is_cuda_error(each):
+            return each
+    return None
+
+
+def compares_values(error: BaseException) -> bool:
+    """Whether the error is a failed comparison, which values that are not computed can explain.
+
+    Every error behind it must be one: an AttributeError that was turned into an AssertionError is
+    still an AttributeError.
+    """
+    return all(_is_failed_comparison(each) for each in _reasons(error))
+
+
+def may_follow_from_values(error: BaseException) -> bool:
+    """Whether the error can be the consequence of a wrong value."""
+    return all(_is_consequence(each) for each in _reasons(error))
+
+
+def first_line(error: BaseException) -> str:
+    """The error's type and the first line of what it says."""
+    reason = next(_reasons(error), error)
+    # A doctest's failure has its whole test for a text.
+    text = reason.example.source if _is_output_difference(reason) else _text(reason)
+    line, _, _ = text.strip().partition("\n")
+    name = type(reason).__name__
+    return f"{name}: {line}" if line else name
+
+
+def add_note(error: BaseException, note: str) -> bool:
+    """Add to what pytest shows of an error.
+
+    Returns:
+        Whether pytest will show it: of an example whose output differs, it shows that alone.
+    """
+    if isinstance(error, pytest.xfail.Exception):  # its message is a reason, on one line
+        note, _, _ = note.partition("\n")
+        error.msg = f"{error.msg}; {note}" if error.msg else note
+    elif isinstance(error, pytest.fail.Exception):  # without a traceback, notes are not shown
+        error.msg = f"{error.msg}\n{note}"
+    elif _is_output_difference(error):
+        return False
+    else:
+        _shown(error).add_note(note)
+    return True
+
+
+def skipped_at(error: BaseException, reason: str) -> BaseException:
+    """A skip in the place of an error, at the line of the test that raised it."""
+    kept = _entries(error.__traceback__)
+    while len(kept) > 1 and "__unittest" in kept[-1].tb_frame.f_globals:
+        kept.pop()  # as unittest hides its own frames
+    rebuilt: TracebackType | None = None
+    for entry in reversed(kept):
+        rebuilt = TracebackType(rebuilt, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return pytest.skip.Exception(reason).with_traceback(rebuilt)
+
+
+def _is_failed_comparison(error: BaseException) -> bool:
+    if _is_output_difference(error):
+        return True
+    if not isinstance(error, AssertionError) or ATTRIBUTES_DIFFER.search(_text(error)):
+        return False
+    return _is_raised_by_a_test(error)
+
+
+def _is_consequence(error: BaseException) -> bool:
+    if is_out_of_memory(error) or is_cuda_error(error):
+        return False
+    # PyTorch raises plain RuntimeErrors for shapes that do not fit; its subclasses say more.
+    return (
+        isinstance(error, CONSEQUENCES)
+        or type(error) is RuntimeError
+        or _is_output_difference(error)
+    )
+
+
+def _is_raised_by_a_test(error: BaseException) -> bool:
+    """Whether the code that raised it is a test's, not an installed library's own check."""
+    entries = _entries(error.__traceback__)
+    if not entries:
+        return True
+    frame = entries[-1].tb_frame
+    if COMPARES.search(str(frame.f_globals.get("__name__", ""))):
+        return True
+    file = frame.f_code.co_filename
+    return not (file.startswith(STANDARD_LIBRARY) or any(part in file for part in INSTALLED))
+
+
+def _entries(traceback: TracebackType | None) -> list[TracebackType]:
+    entries = []
+    while traceback is not None:
+        entries.append(traceback)
+        traceback = traceback.tb_next
+    return entries
+
+
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """All errors behind an error, but those that only carry others."""
+    for each in _closure(error, _raised_with):
+        if not _carried_by(each):
+            yield each
+
+
+def _closure(
+    error: BaseException | None, behind: Callable[[BaseException], list[BaseException | None]]
+) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += behind(each)
+
+
+def _raised_from(error: BaseException) -> list[BaseException | None]:
+    """What the error was raised from, or carries."""
+    return [error.__cause__, *_carried_by(error)]
+
+
+def _raised_with(error: BaseException) -> list[BaseException | None]:
+    """What the error was raised from, carries, or was raised while handling."""
+    context = None if error.__suppress_context__ else error.__context__
+    return [context, *_raised_from(error)]
+
+
+def _carried_by(error: BaseException) -> list[BaseException]:
+    """The errors that this one only gathers or wraps."""
+    if isinstance(error, BaseExceptionGroup):
+        return list(error.exceptions)
+    doctest = sys.modules.get("doctest")
+    if doctest is None:
+        return []
+    if isinstance(error, doctest.UnexpectedException):
+        return [error.exc_info[1]]
+    # A doctest that goes on after a failure ends with an error of pytest's own that has them all.
+    failures = getattr(error, "failures", None)
+    of_doctest = (doctest.DocTestFailure, doctest.UnexpectedException)
+    if isinstance(failures, list) and all(isinstance(each, of_doctest) for each in failures):
+        return failures
+    return []
+
+
+def _shown(error: BaseException) -> BaseException:
+    """The error whose notes pytest shows: in a doctest, what an example raised."""
+    doctest = sys.modules.get("doctest")
+    if doctest is not None and isinstance(error, doctest.UnexpectedException):
+        raised: BaseException = error.exc_info[1]
+        return raised
+    return error
+
+
+def _is_output_difference(error: BaseException) -> TypeGuard[DocTestFailure]:
+    doctest = sys.modules.get("doctest")
+    return doctest is not None and isinstance(error, doctest.DocTestFailure)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of the program's can do anything
+        return ""

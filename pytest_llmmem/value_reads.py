@@ -1,0 +1,123 @@
+"""How often tests have read values that a simulated GPU does not know."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmmem import simgpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+__all__ = ["Reads", "ValueReads"]
+
+#: Modules that write the message of an assertion that has failed already.
+WRITE_MESSAGES = ("_pytest._io.", "_pytest.assertion.util", "unittest.util")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How often the host has read values that are not known.
+
+    Attributes:
+        unknown: Reads of any kind.
+        guesses: Those of whole numbers and booleans, which may have decided sizes or branches.
+    """
+
+    unknown: int = 0
+    guesses: int = 0
+
+    def __add__(self, other: Reads) -> Reads:
+        return Reads(self.unknown + other.unknown, self.guesses + other.guesses)
+
+    def __sub__(self, other: Reads) -> Reads:
+        return Reads(self.unknown - other.unknown, self.guesses - other.guesses)
+
+
+class ValueReads:
+    """Counts these reads in this process, and remembers the fixtures that made some.
+
+    An assertion that fails writes the tensors at hand into its message, and reads them for that.
+    Such reads say nothing about what failed, and are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._for_messages = Reads()
+        self._is_writing = False
+        self._stop_watching: Callable[[], None] | None = None
+        self._fixtures: set[str] = set()
+
+    def now(self) -> Reads:
+        """How many reads there were so far; none without a simulated GPU."""
+        if simgpu.active() is None:
+            return Reads()
+        self._watch_messages()
+        return _all_reads() - self._for_messages
+
+    def note_fixture(self, name: str, since: Reads) -> None:
+        """Remember a fixture if it has read such values; tests compare what it gives them.
+
+        Args:
+            name: The fixture, which has just been set up.
+            since: The reads before.
+        """
+        if self.now().unknown > since.unknown:
+            self._fixtures.add(name)
+
+    def forget_fixture(self, name: str) -> None:
+        """Forget a fixture that was torn down."""
+        self._fixtures.discard(name)
+
+    def were_in(self, fixtures: Iterable[str]) -> bool:
+        """Whether one of these fixtures holds on to such values."""
+        return not self._fixtures.isdisjoint(fixtures)
+
+    def close(self) -> None:
+        """Leave PyTorch as it was."""
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+
+    def _watch_messages(self) -> None:
+        tensor: Any = getattr(sys.modules.get("torch"), "Tensor", None)
+        if tensor is None or self._stop_watching is not None:
+            return
+        write = tensor.__repr__
+
+        @functools.wraps(write)
+        def write_and_count(*args: Any, **options: Any) -> str:
+            if self._is_writing or not _is_for_message(sys._getframe()):
+                return str(write(*args, **options))
+            before = _all_reads()
+            self._is_writing = True
+            try:
+                return str(write(*args, **options))
+            finally:
+                self._is_writing = False
+                self._for_messages += _all_reads() - before
+
+        def restore() -> None:
+            if tensor.__repr__ is write_and_count:
+                tensor.__repr__ = write
+
+        tensor.__repr__ = write_and_count
+        self._stop_watching = restore
+
+
+def _all_reads() -> Reads:
+    simulated = simgpu.active()
+    if simulated is None:
+        return Reads()
+    return Reads(simulated.unknown_reads, simulated.guesses.clock)
+
+
+def _is_for_message(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(WRITE_MESSAGES):
+            return True
+        frame = frame.f_back
+    return False
