@@ -16,16 +16,12 @@ from llmmem.errors import InputError, UnsupportedError
 from llmmem.guesses import Guesses, guess
 from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
-from llmmem.simgpu.builder import (
-    CORE,
-    BuiltLibraries,
-    build,
-    compiler,
-    compiler_of_cpp,
-    cuda_headers,
-)
+from llmmem.simgpu.builder import CORE, BuiltLibraries, build, find_built
+from llmmem.simgpu.cache import cache_directory
+from llmmem.simgpu.compilers import missing
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
+from llmmem.simgpu.problems import ObstacleError, Problem
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.side_streams import (
     EARLY_ANSWERS,
@@ -63,22 +59,6 @@ NOTES = (
     "convolutions take no cuDNN workspace",
     "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that keeps the simulated GPU from running here.
-
-    Attributes:
-        what: What is missing or in the way.
-        remedy: What to do about it.
-    """
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -281,14 +261,14 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         return before
     faults = before.faults if before else faults_from_environment()
     choices_setting()  # what is not valid is refused before anything begins
-    for problem in check() if before else (*check(), *_too_late()):
-        raise UnsupportedError(str(problem))
+    for problem in () if before else (*_unfit(), *_too_late()):
+        raise ObstacleError(problem)
     torch = _torch_for(card)
-    libraries = before.libraries if before else build(torch, _cache_directory())
+    libraries = before.libraries if before else build(torch, cache_directory())
     account = load(libraries)
     text = _card(card, count, side_streams, torch)
     account.configure(text)
-    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    os.environ.update(compilation.settings(text, libraries, cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, side_streams, libraries, account, faults)
@@ -304,9 +284,9 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     card, side_streams = _asked_for(gpu, count), side_streams_from_environment()
     faults = faults_from_environment()
     choices_setting()
-    for problem in check():
-        raise UnsupportedError(str(problem))
-    torch, cache = _torch_for(card), _cache_directory()
+    for problem in _unfit():
+        raise ObstacleError(problem)
+    torch, cache = _torch_for(card), cache_directory()
     _check_preloadable(cache)  # before it takes the time to build
     text = _card(card, count, side_streams, torch)
     return _environment(text, build(torch, cache), faults, side_streams)
@@ -325,7 +305,7 @@ def _environment(
         HOME_VARIABLE: str(HOME),
         FAULTS_VARIABLE: str(faults),
         SIDE_STREAMS_VARIABLE: side_streams,
-        **compilation.settings(card, libraries, _cache_directory(), os.environ),
+        **compilation.settings(card, libraries, cache_directory(), os.environ),
     }
 
 
@@ -379,6 +359,18 @@ def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
 
 def check() -> tuple[Problem, ...]:
     """What keeps the simulated GPU from running here; nothing is imported or compiled."""
+    unfit = _unfit()
+    torch = None if unfit else _required_torch()
+    try:
+        if torch is not None and find_built(torch, cache_directory()) is not None:
+            return ()
+    except ObstacleError as error:
+        return (error.problem,)
+    return (*unfit, *missing(torch))
+
+
+def _unfit() -> tuple[Problem, ...]:
+    """What is wrong with this machine or its PyTorch."""
     problems = []
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         problems.append(
@@ -397,20 +389,6 @@ def check() -> tuple[Problem, ...]:
                 f"PyTorch {torch.version} is a build without CUDA",
                 "install one with CUDA (on Linux: pip install torch, without a CPU index)",
             )
-        )
-    elif cuda_headers(torch) is None:
-        problems.append(
-            Problem(
-                "CUDA's headers are not installed", "reinstall torch with its nvidia-* dependencies"
-            )
-        )
-    if compiler() is None:
-        problems.append(
-            Problem("there is no C compiler", "install gcc or clang, or name a compiler in $CC")
-        )
-    if compiler_of_cpp() is None:
-        problems.append(
-            Problem("there is no C++ compiler", "install g++ or clang++, or name one in $CXX")
         )
     return tuple(problems)
 
@@ -437,13 +415,8 @@ def _too_late() -> tuple[Problem, ...]:
 
 def _required_torch() -> TorchBuild:
     torch = installed_torch()
-    assert torch is not None  # check() has passed
+    assert torch is not None  # _unfit() has found it
     return torch
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llmmem"
 
 
 def _card(gpu: Gpu, count: int, side_streams: SideStreams, torch: TorchBuild) -> str:
