@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
+from llmmem.devices import MOST_SIMULATED_GPUS
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.guesses import Guesses, guess
 from llmmem.notes import cudnn_attention
@@ -46,7 +47,6 @@ __all__ = [
     "program_environment",
 ]
 
-MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
 #: Where a program finds llmmem, whose part in it begins with the first use of a device
 #: (``csrc/guest.h``).
@@ -225,7 +225,11 @@ _process = _Process()
 
 
 def active() -> SimulatedGpu | None:
-    """The simulated GPUs of this process, or None."""
+    """The simulated GPUs of this process, or None.
+
+    Raises:
+        InputError: The process was started with some, but ``LLMMEM_SIMULATED_GPU`` was changed.
+    """
     if _process.gpu is None:
         _process.gpu = _inherited()
     return _process.gpu
@@ -261,8 +265,10 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         return before
     faults = before.faults if before else faults_from_environment()
     choices_setting()  # what is not valid is refused before anything begins
-    for problem in () if before else (*_unfit(), *_too_late()):
-        raise ObstacleError(problem)
+    if before is None:
+        for problem in (*_unfit(), *_too_late()):
+            raise ObstacleError(problem)
+        _forget_inherited()
     torch = _torch_for(card)
     libraries = before.libraries if before else build(torch, cache_directory())
     account = load(libraries)
@@ -318,8 +324,8 @@ def _check_preloadable(directory: Path) -> None:
 
 
 def _asked_for(gpu: str | Gpu, count: int) -> Gpu:
-    if not 1 <= count <= MOST_DEVICES:
-        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    if not 1 <= count <= MOST_SIMULATED_GPUS:
+        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_SIMULATED_GPUS})")
     return find_gpu(gpu) if isinstance(gpu, str) else gpu
 
 
@@ -331,21 +337,51 @@ def _torch_for(gpu: Gpu) -> TorchBuild:
 
 
 def _inherited() -> SimulatedGpu | None:
-    """The GPUs that the process was started with (``SimulatedGpu.environment``)."""
-    card = os.environ.get(CARD_VARIABLE)
+    """The GPUs that the process was started with (``SimulatedGpu.environment``).
+
+    Raises:
+        InputError: The variable that names them was changed.
+    """
     preloaded = [Path(path) for path in os.environ.get("LD_PRELOAD", "").split(":")]
     core = next((path for path in preloaded if path.name == CORE), None)
-    if card is None or core is None:
+    if core is None:
         return None
-    fields = dict(field.split("=", 1) for field in card.split(";"))
+    gpu, count, side_streams = _read_card(os.environ.get(CARD_VARIABLE))
     compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    gpu, count = find_gpu(fields["name"]), int(fields["count"])
-    side_streams: SideStreams = "late" if fields["late_side_streams"] == "1" else "early"
     return SimulatedGpu(
         gpu, count, side_streams, libraries, open_account(core), faults_from_environment()
     )
+
+
+def _read_card(text: str | None) -> tuple[Gpu, int, SideStreams]:
+    """What `_card` wrote.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        fields = dict(field.split("=", 1) for field in (text or "").split(";"))
+        late = {"0": False, "1": True}[fields["late_side_streams"]]
+        return find_gpu(fields["name"]), int(fields["count"]), "late" if late else "early"
+    except (ValueError, LookupError):
+        raise InputError(
+            f"invalid {CARD_VARIABLE} {text!r} (llmmem sets it, for the programs that it starts; "
+            "to choose a card, use --device sim:GPU, or in pytest --llmmem-device=sim:GPU or "
+            "LLMMEM_DEVICE=sim:GPU)"
+        ) from None
+
+
+def _forget_inherited() -> None:
+    """Drop a card in the environment that came without its libraries: they would take it up.
+
+    Raises:
+        InputError: It is no card.
+    """
+    if CARD_VARIABLE in os.environ:
+        _read_card(os.environ[CARD_VARIABLE])
+        del os.environ[CARD_VARIABLE]
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
@@ -400,14 +436,15 @@ def _too_late() -> tuple[Problem, ...]:
             Problem(
                 "torch is imported already",
                 "activate the simulated GPU before torch is imported (in a notebook: restart the "
-                "kernel and do it in the first cell)",
+                "kernel and do it in the first cell), or start the program with `llmmem exec`",
             ),
         )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
         return (
             Problem(
                 "CUDA's own runtime is loaded already",
-                "activate the simulated GPU before CUDA is loaded",
+                "activate the simulated GPU before CUDA is loaded, or start the program with "
+                "`llmmem exec`",
             ),
         )
     return ()
