@@ -165,11 +165,12 @@ def _build_into(
     work: Path, cc: Compilers, torch: TorchBuild, readers: tuple[Path, ...]
 ) -> list[Path]:
     """Build all libraries in an empty directory; returns them in loading order."""
-    sonames = replaced_libraries(torch)
-    wanted = {found.soname: found for found in wanted_symbols(readers)}
     core = work / CORE
     sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
+    # First, so that a compiler that does not work is told at once: reading symbols takes seconds.
     cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *sources, "-ldl")
+    sonames = replaced_libraries(torch)
+    wanted = {found.soname: found for found in wanted_symbols(readers)}
     with ThreadPoolExecutor(max_workers=2) as pool:
         observer = pool.submit(_build_observer, cc, work, torch, core)
         compiled = pool.map(lambda item: _object(cc, work, *item), sonames.items())
