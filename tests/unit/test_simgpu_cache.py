@@ -235,6 +235,12 @@ def test_a_complete_cache_needs_no_compiler_and_no_permission_to_write(real: Pat
     assert [path.name for path in real.parent.iterdir()] == [real.name]
 
 
+def test_the_name_of_the_directory_need_not_be_text(real: Path) -> None:
+    caches = real.parent.parent
+    done = activate(caches.rename(caches.with_name("caches \udcff")), **NO_COMPILER)
+    assert (done.returncode, done.stdout) == (0, "works ()\n"), done.stderr
+
+
 def test_a_library_that_was_cut_short_is_not_loaded(real: Path) -> None:
     os.truncate(next(real.glob("simgpu-cublas.so*")), 8192)
     done = activate(real.parent.parent, **NO_COMPILER)
