@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from llmmem import simgpu
-from llmmem.simgpu.builder import compiler
+from llmmem.simgpu.compilers import compiler
 from llmmem.units import MIB
 from llmmem.versions import library_versions
 

@@ -129,7 +129,6 @@ def _begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:
     session = config.stash.get(SESSION, None)
     if session is None:
         options = Options.read(command_line, config)
-        if options.device.kind == "sim":
-            load_simulated_gpu(options.device)
+        load_simulated_gpu(options.device, config.invocation_params.args)
         session = config.stash[SESSION] = Session(options)
     return session

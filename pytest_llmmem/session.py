@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from llmmem.errors import UnsupportedError
+from llmmem.errors import InputError, LlmmemError
 from pytest_llmmem.value_reads import ValueReads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from llmmem.catalogue.gpus import Gpu
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pytest_llmmem.options import Options
 
 __all__ = ["SESSION", "Session", "load_simulated_gpu"]
+
+#: What PyTorch reads the settings of its allocator from.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 class Session:
@@ -162,23 +167,69 @@ class Session:
 SESSION = pytest.StashKey[Session]()
 
 
-def load_simulated_gpu(device: Device) -> None:
-    """Put a simulated GPU into this process.
+def load_simulated_gpu(device: Device, arguments: Sequence[str]) -> None:
+    """Put a simulated GPU into this process if the device is one, and see that it can be used.
+
+    Args:
+        device: Where to measure.
+        arguments: pytest's own, for a command that works where this process cannot have the GPU.
 
     Raises:
         pytest.UsageError: It cannot be done here, or not any more.
     """
     from llmmem import simgpu
 
-    if "torch" in sys.modules and simgpu.active() is None:
-        raise pytest.UsageError(
-            f"--llmmem-device={device}: torch was imported before the plugin could load the "
-            "simulated GPU; load the plugin first (-p pytest_llmmem.plugin before other -p), and "
-            "import torch in no plugin that is loaded ahead of it"
-        )
-    # It chooses among this machine's GPUs; simulated ones are chosen by name.
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    option = f"--llmmem-device={device}"
     try:
+        inherited = simgpu.active()
+        if device.kind != "sim" and inherited is None:
+            return
+        _check_allocator_settings()
+        if device.kind != "sim":
+            return
+        if "torch" in sys.modules and inherited is None:
+            raise pytest.UsageError(f"{option}: {_too_late(device, arguments)}")
+        # It chooses among this machine's GPUs; simulated ones are chosen by name.
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         simgpu.activate(device.gpu or "", count=device.count)
-    except UnsupportedError as error:
-        raise pytest.UsageError(f"--llmmem-device={device}: {error}") from error
+    except LlmmemError as error:
+        raise pytest.UsageError(f"{option}: {error}") from error
+
+
+def _too_late(device: Device, arguments: Sequence[str]) -> str:
+    pytest_command = (
+        ("python", "-m", "pytest") if Path(sys.argv[0]).name == "__main__.py" else ("pytest",)
+    )
+    command = ("llmmem", "exec", "--device", str(device), "--", *pytest_command, *arguments)
+    return (
+        "torch was imported before the plugin could load the simulated GPU (by a plugin named "
+        "with -p or in PYTEST_PLUGINS, by an installed plugin, or when Python started). Start "
+        f"pytest on the simulated GPU: `{shlex.join(command)}`"
+    )
+
+
+def _check_allocator_settings() -> None:
+    """Refuse settings with which PyTorch would fail once, and end the process at the next use.
+
+    What our own reader does not know, a newer PyTorch may: PyTorch has the last word.
+
+    Raises:
+        InputError: A variable has a value that PyTorch does not accept.
+    """
+    for name in ALLOCATOR_VARIABLES:
+        if os.environ.get(name):
+            _check_allocator_setting(name, os.environ[name])
+
+
+def _check_allocator_setting(name: str, value: str) -> None:
+    from llmmem.estimation.allocator import AllocatorConfig
+    from llmmem.simgpu.trial import try_out
+
+    try:
+        AllocatorConfig.parse(value)
+    except LlmmemError as error:
+        refusal = try_out("torch")
+        if refusal is None:
+            return
+        why = str(error) if isinstance(error, InputError) else refusal
+        raise InputError(f"PyTorch does not accept {name}={value!r}: {why}") from error

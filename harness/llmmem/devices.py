@@ -8,13 +8,14 @@ from typing import Literal
 
 from llmmem.errors import InputError
 
-__all__ = ["ACCEPTED_DEVICES", "Device", "parse_device"]
+__all__ = ["ACCEPTED_DEVICES", "MOST_SIMULATED_GPUS", "Device", "parse_device"]
 
 ACCEPTED_DEVICES = "auto, cuda, cuda:N, sim, sim:GPU, sim:GPUxN, estimate"
 DEFAULT_SIMULATED_GPU = "h100"
+MOST_SIMULATED_GPUS = 16
 
 _CUDA = re.compile(r"cuda(?::(?P<index>\d+))?", re.ASCII)
-_COUNTED = re.compile(r"(?P<gpu>.+)x(?P<count>\d+)", re.ASCII)
+_COUNTED = re.compile(r"(?P<gpu>.+)x0*(?P<count>\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def parse_device(text: str) -> Device:
     """Read ``auto``, ``cuda:1``, ``sim`` (= ``sim:h100``), ``sim:h100x2`` or ``estimate``.
 
     Raises:
-        InputError: Another form, an unknown GPU of the catalogue, or a count of zero.
+        InputError: Another form, an unknown GPU of the catalogue, or a count other than 1 to 16.
     """
     if text == "auto":
         return Device("auto")
@@ -69,7 +70,11 @@ def _parse_simulated(text: str) -> Device:
     # "rtx4090" is a card, not 4090 cards called "rt": a whole name of the catalogue wins.
     if name in names or match is None or match["gpu"] not in names:
         return Device("sim", gpu=find_gpu(name).name)
-    count = int(match["count"])
-    if count < 1:
-        raise InputError(f"invalid device {text!r}: the number of GPUs must be above zero")
+    # As text first: a long row of digits is no number that Python reads.
+    counts = {str(count): count for count in range(1, MOST_SIMULATED_GPUS + 1)}
+    count = counts.get(match["count"])
+    if count is None:
+        raise InputError(
+            f"invalid number of GPUs in device {text!r} (accepted: 1 to {MOST_SIMULATED_GPUS})"
+        )
     return Device("sim", gpu=match["gpu"], count=count)

@@ -107,6 +107,14 @@ def test_bad_input_is_one_line_and_nothing_is_run(arguments: list[str], said: st
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("card", ["rtx4090", "name=l4;count=17"])
+def test_a_card_that_a_program_changes_is_refused_in_one_line(card: str) -> None:
+    done = execute("--", "env", f"LLMMEM_SIMULATED_GPU={card}", "echo", "not reached")
+    assert (done.returncode, done.stdout) == (2, "")
+    first = done.stderr.splitlines()[0]
+    assert first.startswith(f"llmmem: invalid LLMMEM_SIMULATED_GPU '{card}' (field ")
+
+
 def test_a_cache_that_the_loader_cannot_read_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

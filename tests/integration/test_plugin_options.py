@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +82,12 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
     [
         (["--llmmem-device=gpu"], {}, "--llmmem-device: invalid device 'gpu' (accepted: auto, *"),
         (
+            ["--llmmem-device=sim:rtx4090x17"],
+            {},
+            "--llmmem-device: *'sim:rtx4090x17' (accepted: 1 to 16)",
+        ),
+        (["--llmmem-device=\udcff"], {}, "--llmmem-device: invalid device '*udcff' (accepted: *"),
+        (
             ["--llmmem-device=sim:rtx4091"],
             {},
             "--llmmem-device: *mean 'rtx4090'*",
@@ -121,16 +130,122 @@ def test_the_marker_and_the_options_are_documented_by_pytest_itself(
     )
 
 
-def test_a_simulated_gpu_that_comes_too_late_is_a_usage_error(
+ON_THE_SIMULATED_GPU = """
+    import torch
+
+    def test_it():
+        assert torch.cuda.get_device_name() == "NVIDIA GeForce RTX 4090 (simulated)"
+"""
+
+
+def import_torch_early(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
+) -> list[str]:
+    """Have torch imported before any plugin is asked; returns arguments for pytest."""
+    path = os.pathsep.join(filter(None, (str(pytester.path), os.environ.get("PYTHONPATH"))))
+    monkeypatch.setenv("PYTHONPATH", path)
+    if how == "sitecustomize":
+        pytester.makepyfile(sitecustomize="import torch")
+        return []
+    name = f"early_by_{how}"
+    pytester.makepyfile(**{name: "import torch"})
+    if how == "variable":
+        monkeypatch.setenv("PYTEST_PLUGINS", name)
+    elif how == "entry_point":
+        information = pytester.mkdir("early-1.0.dist-info")
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: early\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[pytest11]\nearly = {name}\n")
+    elif how == "option":
+        return ["-p", name]
+    return []
+
+
+EARLY = ("sitecustomize", "variable", "entry_point", "option")
+
+
+@pytest.mark.parametrize("how", EARLY)
+def test_where_torch_is_imported_too_early_a_command_is_named(
     pytester: pytest.Pytester,
     run_pytest: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated_gpu: None,
+    how: str,
+) -> None:
+    arguments = import_torch_early(pytester, monkeypatch, how)
+    result = run_pytest(PLAIN, *arguments, "--llmmem-device=sim:rtx4090")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: --llmmem-device=sim:rtx4090: torch was imported before *: "
+            "`llmmem exec --device sim:rtx4090 -- python -m pytest * --llmmem-device=sim:rtx4090*`"
+        ]
+    )
+
+
+def test_the_command_that_is_named_works_however_torch_is_imported(
+    pytester: pytest.Pytester,
+    run_pytest: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
     simulated_gpu: None,
 ) -> None:
+    arguments = [arg for how in EARLY for arg in import_torch_early(pytester, monkeypatch, how)]
+    refused = run_pytest(ON_THE_SIMULATED_GPU, *arguments, "--llmmem-device=sim:rtx4090")
+    _, command, _ = refused.stderr.str().split("`")
+    program, *rest = shlex.split(command)
+    assert program == "llmmem"
+    done = pytester.run(sys.executable, "-m", program, *rest)
+    assert done.ret == 0
+    done.assert_outcomes(passed=1)
+
+
+def test_a_conftest_may_name_plugins_that_import_torch(
+    pytester: pytest.Pytester, run_pytest: Callable[..., pytest.RunResult], simulated_gpu: None
+) -> None:
     pytester.makepyfile(early_bird="import torch")
+    pytester.makeconftest('pytest_plugins = ["early_bird"]')
     pytester.syspathinsert()
-    result = run_pytest(PLAIN, "-p", "early_bird", "--llmmem-device=sim:rtx4090")
+    result = run_pytest(ON_THE_SIMULATED_GPU, "--llmmem-device=sim:rtx4090")
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PYTORCH_CUDA_ALLOC_CONF", "foo:1", "unknown allocator setting 'foo' *accepted: *"),
+        ("PYTORCH_ALLOC_CONF", "foo", "invalid allocator setting 'foo' *expected key:value*"),
+    ],
+)
+def test_settings_that_pytorch_does_not_accept_are_a_usage_error(
+    run_pytest: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated_gpu: None,
+    variable: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = run_pytest(ON_THE_SIMULATED_GPU, "--llmmem-device=sim:rtx4090")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --llmmem-device=sim:rtx4090: torch was imported before *"])
+    result.stderr.fnmatch_lines(
+        [
+            f"ERROR: --llmmem-device=sim:rtx4090: PyTorch does not accept {variable}='{value}': "
+            f"{message}"
+        ]
+    )
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_a_card_in_the_variable_for_programs_is_a_usage_error(
+    run_pytest: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated_gpu: None,
+) -> None:
+    monkeypatch.setenv("LLMMEM_SIMULATED_GPU", "rtx4090")
+    result = run_pytest(PLAIN, "--llmmem-device=sim:l4")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: --llmmem-device=sim:l4: invalid LLMMEM_SIMULATED_GPU 'rtx4090' *"]
+    )
 
 
 def test_without_cuda_in_torch_the_simulated_gpu_is_a_usage_error_with_what_to_install(

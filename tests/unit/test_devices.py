@@ -41,6 +41,8 @@ def test_an_unknown_card_is_refused_with_the_nearest():
         parse_device("sim:rtx4080")
 
 
-def test_a_count_of_no_cards_is_refused():
-    with pytest.raises(InputError, match="above zero"):
-        parse_device("sim:h100x0")
+@pytest.mark.parametrize("count", ["0", "17", "9" * 5000])
+def test_a_count_of_cards_that_cannot_be_is_refused(count):
+    with pytest.raises(InputError, match="accepted: 1 to 16") as caught:
+        parse_device(f"sim:rtx4090x{count}")
+    assert f"sim:rtx4090x{count}" in str(caught.value)

@@ -59,7 +59,11 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at this machine; torch is not imported, and CUDA not touched."""
+    """Look at this machine; torch is not imported, and CUDA not touched.
+
+    The libraries of the simulated GPU are loaded in a process of their own, and compiled before if
+    they are not in the cache.
+    """
     from llmmem.measurement.nvml import driver_version
     from llmmem.versions import library_versions
 
@@ -85,8 +89,11 @@ def _measured() -> Ability:
 def _simulated() -> Ability:
     from llmmem import simgpu
     from llmmem.catalogue.gpus import gpus
+    from llmmem.simgpu.trial import try_out
 
     problems = tuple(map(str, simgpu.check()))
+    if not problems:
+        problems = tuple(filter(None, (try_out("libraries"),)))
     detail = "no simulated GPU" if problems else ", ".join(gpu.name for gpu in gpus())
     return Ability("simulated", detail, problems)
 

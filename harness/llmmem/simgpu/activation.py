@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, Gpu, find_gpu
+from llmmem.devices import MOST_SIMULATED_GPUS
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.guesses import Guesses, guess
 from llmmem.notes import cudnn_attention
 from llmmem.simgpu import compilation
-from llmmem.simgpu.builder import (
-    CORE,
-    BuiltLibraries,
-    build,
-    compiler,
-    compiler_of_cpp,
-    cuda_headers,
-)
+from llmmem.simgpu.builder import CORE, BuiltLibraries, build, find_built
+from llmmem.simgpu.cache import cache_directory
+from llmmem.simgpu.compilers import missing
 from llmmem.simgpu.faults import FAULTS_VARIABLE, Faults, faults_from_environment
 from llmmem.simgpu.loader import Account, load, open_account
+from llmmem.simgpu.problems import ObstacleError, Problem
 from llmmem.simgpu.shutdown import register as register_shutdown
 from llmmem.simgpu.side_streams import (
     EARLY_ANSWERS,
@@ -50,7 +47,6 @@ __all__ = [
     "program_environment",
 ]
 
-MOST_DEVICES = 16
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
 #: Where a program finds llmmem, whose part in it begins with the first use of a device
 #: (``csrc/guest.h``).
@@ -63,22 +59,6 @@ NOTES = (
     "convolutions take no cuDNN workspace",
     "workspaces of cuSOLVER and cuFFT are a model, and cuSPARSE takes next to none",
 )
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that keeps the simulated GPU from running here.
-
-    Attributes:
-        what: What is missing or in the way.
-        remedy: What to do about it.
-    """
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -245,7 +225,11 @@ _process = _Process()
 
 
 def active() -> SimulatedGpu | None:
-    """The simulated GPUs of this process, or None."""
+    """The simulated GPUs of this process, or None.
+
+    Raises:
+        InputError: The process was started with some, but ``LLMMEM_SIMULATED_GPU`` was changed.
+    """
     if _process.gpu is None:
         _process.gpu = _inherited()
     return _process.gpu
@@ -281,14 +265,16 @@ def activate(gpu: str | Gpu = "h100", *, count: int = 1) -> SimulatedGpu:
         return before
     faults = before.faults if before else faults_from_environment()
     choices_setting()  # what is not valid is refused before anything begins
-    for problem in check() if before else (*check(), *_too_late()):
-        raise UnsupportedError(str(problem))
+    if before is None:
+        for problem in (*_unfit(), *_too_late()):
+            raise ObstacleError(problem)
+        _forget_inherited()
     torch = _torch_for(card)
-    libraries = before.libraries if before else build(torch, _cache_directory())
+    libraries = before.libraries if before else build(torch, cache_directory())
     account = load(libraries)
     text = _card(card, count, side_streams, torch)
     account.configure(text)
-    os.environ.update(compilation.settings(text, libraries, _cache_directory(), os.environ))
+    os.environ.update(compilation.settings(text, libraries, cache_directory(), os.environ))
     compilation.register()
     register_shutdown()
     _process.gpu = SimulatedGpu(card, count, side_streams, libraries, account, faults)
@@ -304,9 +290,9 @@ def program_environment(gpu: str | Gpu = "h100", *, count: int = 1) -> dict[str,
     card, side_streams = _asked_for(gpu, count), side_streams_from_environment()
     faults = faults_from_environment()
     choices_setting()
-    for problem in check():
-        raise UnsupportedError(str(problem))
-    torch, cache = _torch_for(card), _cache_directory()
+    for problem in _unfit():
+        raise ObstacleError(problem)
+    torch, cache = _torch_for(card), cache_directory()
     _check_preloadable(cache)  # before it takes the time to build
     text = _card(card, count, side_streams, torch)
     return _environment(text, build(torch, cache), faults, side_streams)
@@ -325,7 +311,7 @@ def _environment(
         HOME_VARIABLE: str(HOME),
         FAULTS_VARIABLE: str(faults),
         SIDE_STREAMS_VARIABLE: side_streams,
-        **compilation.settings(card, libraries, _cache_directory(), os.environ),
+        **compilation.settings(card, libraries, cache_directory(), os.environ),
     }
 
 
@@ -338,8 +324,8 @@ def _check_preloadable(directory: Path) -> None:
 
 
 def _asked_for(gpu: str | Gpu, count: int) -> Gpu:
-    if not 1 <= count <= MOST_DEVICES:
-        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_DEVICES})")
+    if not 1 <= count <= MOST_SIMULATED_GPUS:
+        raise InputError(f"invalid number of GPUs {count!r} (accepted: 1 to {MOST_SIMULATED_GPUS})")
     return find_gpu(gpu) if isinstance(gpu, str) else gpu
 
 
@@ -351,21 +337,51 @@ def _torch_for(gpu: Gpu) -> TorchBuild:
 
 
 def _inherited() -> SimulatedGpu | None:
-    """The GPUs that the process was started with (``SimulatedGpu.environment``)."""
-    card = os.environ.get(CARD_VARIABLE)
+    """The GPUs that the process was started with (``SimulatedGpu.environment``).
+
+    Raises:
+        InputError: The variable that names them was changed.
+    """
     preloaded = [Path(path) for path in os.environ.get("LD_PRELOAD", "").split(":")]
     core = next((path for path in preloaded if path.name == CORE), None)
-    if card is None or core is None:
+    if core is None:
         return None
-    fields = dict(field.split("=", 1) for field in card.split(";"))
+    gpu, count, side_streams = _read_card(os.environ.get(CARD_VARIABLE))
     compilation.register()
     register_shutdown()
     libraries = BuiltLibraries(tuple(path for path in preloaded if path.parent == core.parent))
-    gpu, count = find_gpu(fields["name"]), int(fields["count"])
-    side_streams: SideStreams = "late" if fields["late_side_streams"] == "1" else "early"
     return SimulatedGpu(
         gpu, count, side_streams, libraries, open_account(core), faults_from_environment()
     )
+
+
+def _read_card(text: str | None) -> tuple[Gpu, int, SideStreams]:
+    """What `_card` wrote.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        fields = dict(field.split("=", 1) for field in (text or "").split(";"))
+        late = {"0": False, "1": True}[fields["late_side_streams"]]
+        return find_gpu(fields["name"]), int(fields["count"]), "late" if late else "early"
+    except (ValueError, LookupError):
+        raise InputError(
+            f"invalid {CARD_VARIABLE} {text!r} (llmmem sets it, for the programs that it starts; "
+            "to choose a card, use --device sim:GPU, or in pytest --llmmem-device=sim:GPU or "
+            "LLMMEM_DEVICE=sim:GPU)"
+        ) from None
+
+
+def _forget_inherited() -> None:
+    """Drop a card in the environment that came without its libraries: they would take it up.
+
+    Raises:
+        InputError: It is no card.
+    """
+    if CARD_VARIABLE in os.environ:
+        _read_card(os.environ[CARD_VARIABLE])
+        del os.environ[CARD_VARIABLE]
 
 
 def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
@@ -379,6 +395,18 @@ def _no_kernels(torch: TorchBuild, gpu: Gpu) -> str:
 
 def check() -> tuple[Problem, ...]:
     """What keeps the simulated GPU from running here; nothing is imported or compiled."""
+    unfit = _unfit()
+    torch = None if unfit else _required_torch()
+    try:
+        if torch is not None and find_built(torch, cache_directory()) is not None:
+            return ()
+    except ObstacleError as error:
+        return (error.problem,)
+    return (*unfit, *missing(torch))
+
+
+def _unfit() -> tuple[Problem, ...]:
+    """What is wrong with this machine or its PyTorch."""
     problems = []
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         problems.append(
@@ -398,20 +426,6 @@ def check() -> tuple[Problem, ...]:
                 "install one with CUDA (on Linux: pip install torch, without a CPU index)",
             )
         )
-    elif cuda_headers(torch) is None:
-        problems.append(
-            Problem(
-                "CUDA's headers are not installed", "reinstall torch with its nvidia-* dependencies"
-            )
-        )
-    if compiler() is None:
-        problems.append(
-            Problem("there is no C compiler", "install gcc or clang, or name a compiler in $CC")
-        )
-    if compiler_of_cpp() is None:
-        problems.append(
-            Problem("there is no C++ compiler", "install g++ or clang++, or name one in $CXX")
-        )
     return tuple(problems)
 
 
@@ -422,14 +436,15 @@ def _too_late() -> tuple[Problem, ...]:
             Problem(
                 "torch is imported already",
                 "activate the simulated GPU before torch is imported (in a notebook: restart the "
-                "kernel and do it in the first cell)",
+                "kernel and do it in the first cell), or start the program with `llmmem exec`",
             ),
         )
     if "libcudart.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"):
         return (
             Problem(
                 "CUDA's own runtime is loaded already",
-                "activate the simulated GPU before CUDA is loaded",
+                "activate the simulated GPU before CUDA is loaded, or start the program with "
+                "`llmmem exec`",
             ),
         )
     return ()
@@ -437,13 +452,8 @@ def _too_late() -> tuple[Problem, ...]:
 
 def _required_torch() -> TorchBuild:
     torch = installed_torch()
-    assert torch is not None  # check() has passed
+    assert torch is not None  # _unfit() has found it
     return torch
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llmmem"
 
 
 def _card(gpu: Gpu, count: int, side_streams: SideStreams, torch: TorchBuild) -> str:

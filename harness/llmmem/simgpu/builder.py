@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llmmem.errors import UnsupportedError
+from llmmem.simgpu.cache import find, make
+from llmmem.simgpu.compilers import SOURCES, Compilers
 from llmmem.simgpu.symbols import (
     exported_symbols,
     needed_libraries,
@@ -39,13 +38,15 @@ __all__ = [
     "CORE",
     "BuiltLibraries",
     "build",
-    "compiler",
-    "compiler_of_cpp",
-    "cuda_headers",
+    "find_built",
     "replaced_libraries",
 ]
 
-SOURCES = Path(__file__).parent / "csrc"
+#: The modules that decide what is made of the sources.
+RECIPE = tuple(
+    Path(__file__).with_name(name)
+    for name in ("builder.py", "cache.py", "compilers.py", "symbols.py")
+)
 
 #: SONAME of the library that holds the account, from the sources that no other library is made of;
 #: all others link against it.
@@ -70,8 +71,6 @@ LIBRARIES = {
 }
 #: Those that every program looks up by one fixed name, whatever its CUDA version.
 FIXED_NAMES = {"libcuda": "libcuda.so.1", "libnvidia-ml": "libnvidia-ml.so.1"}
-
-COMPILE_SECONDS = 300
 
 #: What each library answers when a function is not supported.
 NOT_SUPPORTED = {
@@ -117,34 +116,6 @@ class BuiltLibraries:
         return self.core.parent / "driver"
 
 
-def _first_program(variable: str, names: tuple[str, ...]) -> str | None:
-    """The program that an environment variable names, else the first that is there."""
-    chosen = os.environ.get(variable)
-    candidates = (chosen.split()[0],) if chosen and chosen.strip() else names
-    return next((path for name in candidates if (path := shutil.which(name))), None)
-
-
-def compiler() -> str | None:
-    """The C compiler: ``$CC``, else the first of cc, gcc and clang; None if there is none."""
-    return _first_program("CC", ("cc", "gcc", "clang"))
-
-
-def compiler_of_cpp() -> str | None:
-    """The C++ compiler: ``$CXX``, else the first of c++, g++ and clang++; None if there is none."""
-    return _first_program("CXX", ("c++", "g++", "clang++"))
-
-
-def cuda_headers(torch: TorchBuild) -> Path | None:
-    """The directory of ``cuda_runtime_api.h`` among the installed wheels, of torch's CUDA major."""
-    major = (torch.cuda or "").split(".")[0]
-    candidates = (
-        torch.site_packages / "nvidia" / f"cu{major}" / "include",
-        torch.site_packages / "nvidia" / "cuda_runtime" / "include",
-        torch.site_packages / "triton" / "backends" / "nvidia" / "include",
-    )
-    return next((path for path in candidates if _cuda_major(path) == major), None)
-
-
 def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
     """SONAMEs of the libraries to replace, in loading order, and the source of each.
 
@@ -161,138 +132,69 @@ def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
     return names
 
 
+def find_built(torch: TorchBuild, cache: Path) -> BuiltLibraries | None:
+    """The libraries for the installed PyTorch if they are in the cache, whole; else None.
+
+    Raises:
+        ObstacleError: What is in the cache must not be loaded, or cannot be read.
+    """
+    paths = find(_entry(torch, cache, _readers(torch)))
+    return None if paths is None else BuiltLibraries(paths)
+
+
 def build(torch: TorchBuild, cache: Path) -> BuiltLibraries:
-    """The libraries for the installed PyTorch, compiled at the first call and cached.
+    """The libraries for the installed PyTorch, compiled unless they are in the cache.
 
     Args:
         torch: The PyTorch that is to run on them; a build with CUDA.
         cache: Directory for compiled libraries; made if it is not there.
 
     Raises:
-        UnsupportedError: No compiler, no CUDA headers, or the compiler failed (with its output).
+        ObstacleError: No compiler, no CUDA headers, the compiler failed, or the cache cannot be used.
     """
-    from filelock import FileLock
-
-    cc, cpp = compiler(), compiler_of_cpp()
-    headers = cuda_headers(torch)
-    if cc is None:
-        raise UnsupportedError(
-            "the simulated GPU needs a C compiler (cc, gcc or clang) at first use: install one, "
-            "for example with `apt install gcc`, or name it in $CC"
-        )
-    if cpp is None:
-        raise UnsupportedError(
-            "the simulated GPU needs a C++ compiler (c++, g++ or clang++) at first use, to follow "
-            "values through PyTorch's operators: install one, for example with `apt install g++`, "
-            "or name it in $CXX"
-        )
-    if headers is None:
-        raise UnsupportedError(
-            "the simulated GPU needs CUDA's headers at first use: install the wheel of the CUDA "
-            "runtime that PyTorch depends on (nvidia-cuda-runtime)"
-        )
     readers = _readers(torch)
-    directory = cache / _key((cc, cpp), torch, readers)
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
-        if not directory.is_dir():
-            _build_into(directory, _Compiler(cc, cpp, headers), torch, readers)
-    return BuiltLibraries(tuple(directory / name for name in _order(directory)))
-
-
-@dataclass(frozen=True)
-class _Compiler:
-    c: str
-    cpp: str
-    headers: Path
-
-    def run(self, *arguments: str | Path) -> None:
-        """Compile C with what all calls share.
-
-        Raises:
-            UnsupportedError: The compiler failed or took too long.
-        """
-        _compile(
-            self.c, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
-            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}", *arguments,
-        )  # fmt: skip
-
-    def run_cpp(self, torch: TorchBuild, *arguments: str | Path) -> None:
-        """Compile C++ against the installed PyTorch.
-
-        Raises:
-            UnsupportedError: The compiler failed or took too long.
-        """
-        include = torch.root / "include"
-        _compile(
-            # PyTorch is built without assertions, which decide how large its structures are.
-            self.cpp, "-std=gnu++20", "-O1", "-fPIC", "-pthread", "-w", "-DNDEBUG",
-            "-fvisibility=hidden", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.has_cxx11_abi())}",
-            f"-I{SOURCES}", f"-I{include}",
-            f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}", *arguments,
-        )  # fmt: skip
-
-
-def _compile(program: str, *arguments: str | Path) -> None:
-    done = subprocess.run(
-        [program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=COMPILE_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        raise UnsupportedError(
-            f"the simulated GPU could not be compiled with {program}:\n{done.stderr.strip()}"
-        )
+    entry = _entry(torch, cache, readers)
+    paths = find(entry)
+    if paths is None:
+        compilers = Compilers.installed(torch)
+        paths = make(entry, lambda work: _build_into(work, compilers, torch, readers))
+    return BuiltLibraries(paths)
 
 
 def _build_into(
-    directory: Path, cc: _Compiler, torch: TorchBuild, readers: tuple[Path, ...]
-) -> None:
-    """Build in a temporary directory and move it into place: what is there is always whole."""
+    work: Path, cc: Compilers, torch: TorchBuild, readers: tuple[Path, ...]
+) -> list[Path]:
+    """Build all libraries in an empty directory; returns them in loading order."""
+    core = work / CORE
+    sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
+    # First, so that a compiler that does not work is told at once: reading symbols takes seconds.
+    cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *sources, "-ldl")
     sonames = replaced_libraries(torch)
     wanted = {found.soname: found for found in wanted_symbols(readers)}
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        work = Path(temporary) / "libraries"
-        work.mkdir()
-        core = work / CORE
-        sources = sorted(
-            path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values()
-        )
-        cc.run(
-            "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", "-o", core, *sources, "-ldl"
-        )
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            observer = pool.submit(_build_observer, cc, work, torch, core)
-            objects = dict(
-                zip(
-                    sonames,
-                    pool.map(lambda item: _object(cc, work, *item), sonames.items()),
-                    strict=True,
-                )
-            )
-            observer.result()
-        built = [core]
-        for soname, compiled in objects.items():
-            symbols = _symbols_looked_up(soname, cc.headers, readers)
-            version_node = None
-            if soname in wanted:
-                symbols |= wanted[soname].symbols
-                version_node = wanted[soname].version
-            stubs = symbols - exported_symbols(compiled)
-            built.append(_link(cc, work, soname, compiled, stubs, version_node, built))
-        _add_driver_directory(work)
-        (work / "order").write_text("\n".join(path.name for path in built), encoding="utf-8")
-        work.rename(directory)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        observer = pool.submit(_build_observer, cc, work, torch, core)
+        compiled = pool.map(lambda item: _object(cc, work, *item), sonames.items())
+        objects = dict(zip(sonames, compiled, strict=True))
+        observer.result()
+    built = [core]
+    for soname, compiled_object in objects.items():
+        symbols = _symbols_looked_up(soname, cc.headers, readers)
+        version_node = None
+        if soname in wanted:
+            symbols |= wanted[soname].symbols
+            version_node = wanted[soname].version
+        stubs = symbols - exported_symbols(compiled_object)
+        built.append(_link(cc, work, soname, compiled_object, stubs, version_node, built))
+    _add_driver_directory(work)
+    return built
 
 
-def _build_observer(cc: _Compiler, work: Path, torch: TorchBuild, core: Path) -> None:
+def _build_observer(cc: Compilers, work: Path, torch: TorchBuild, core: Path) -> None:
     rules = work / "value_rules.h"
     rules.write_text(_value_rules(), encoding="utf-8")
     cc.run_cpp(
-        torch, "-shared", f"-Wl,-soname,{OBSERVER}", "-Wl,-rpath,$ORIGIN", f"-I{work}",
-        "-o", work / OBSERVER, SOURCES / "observer.cpp",
+        torch, work / OBSERVER, "-shared", f"-Wl,-soname,{OBSERVER}", "-Wl,-rpath,$ORIGIN",
+        f"-I{work}", SOURCES / "observer.cpp",
         core, f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--allow-shlib-undefined",
     )  # fmt: skip
     rules.unlink()
@@ -318,14 +220,14 @@ def _add_driver_directory(work: Path) -> None:
         (directory / name).symlink_to("../simgpu-cuda.so.1")
 
 
-def _object(cc: _Compiler, work: Path, soname: str, source: str) -> Path:
+def _object(cc: Compilers, work: Path, soname: str, source: str) -> Path:
     compiled = work / f"{soname}.o"
-    cc.run("-c", "-o", compiled, SOURCES / source)
+    cc.run(compiled, "-c", SOURCES / source)
     return compiled
 
 
 def _link(
-    cc: _Compiler,
+    cc: Compilers,
     work: Path,
     soname: str,
     compiled: Path,
@@ -344,8 +246,8 @@ def _link(
         options.append(f"-Wl,--version-script={script}")
     library = work / f"simgpu-{soname.removeprefix('lib')}"
     cc.run(
-        "-shared", f"-Wl,-soname,{soname}", "-Wl,-rpath,$ORIGIN", *options,
-        "-o", library, compiled, generated, *before, "-ldl",
+        library, "-shared", f"-Wl,-soname,{soname}", "-Wl,-rpath,$ORIGIN", *options,
+        compiled, generated, *before, "-ldl",
     )  # fmt: skip
     for leftover in (compiled, generated, work / f"{soname}.map"):
         leftover.unlink(missing_ok=True)
@@ -362,10 +264,6 @@ def _generated(library: str, name: str) -> str:
     else:
         body = "return 0;"
     return f"long {name}(void) {{ {body} }}\n"
-
-
-def _order(directory: Path) -> list[str]:
-    return (directory / "order").read_text(encoding="utf-8").split()
 
 
 def _readers(torch: TorchBuild) -> tuple[Path, ...]:
@@ -419,28 +317,28 @@ def _nvml_functions(readers: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(name.decode() for name in names)
 
 
-def _cuda_major(include: Path) -> str | None:
-    header = include / "cuda_runtime_api.h"
-    if not header.is_file():
-        return None
-    found = re.search(
-        r"#define CUDART_VERSION\s+(\d+)", header.read_text(encoding="utf-8", errors="replace")
-    )
-    return str(int(found[1]) // 1000) if found else None
+def _entry(torch: TorchBuild, cache: Path, readers: tuple[Path, ...]) -> Path:
+    """The directory in the cache for what the build depends on.
 
-
-def _key(compilers: tuple[str, ...], torch: TorchBuild, readers: tuple[Path, ...]) -> str:
-    """A name for what the build depends on: sources, compiler, PyTorch, the libraries it reads."""
+    That is the sources, the kind of machine with its C library, PyTorch, and the libraries it reads.
+    Which compiler is installed does not matter, so that a complete cache needs none.
+    """
     digest = hashlib.sha256()
-    for source in [*sorted(SOURCES.rglob("*.[ch]*")), Path(__file__)]:
+    for source in [*sorted(SOURCES.rglob("*.[ch]*")), *RECIPE]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     digest.update(_value_rules().encode())
-    for part in (*map(os.path.realpath, compilers), torch.version, _installed("nvidia-ml-py")):
+    for part in (*_machine(), torch.version, _installed("nvidia-ml-py")):
         digest.update(part.encode() + b"\0")
     for path in readers:
         status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return f"simgpu-{digest.hexdigest()[:20]}"
+        digest.update(os.fsencode(path))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return cache / f"simgpu-{digest.hexdigest()[:20]}"
+
+
+def _machine() -> tuple[str, str]:
+    """What decides whether a library runs here: homes are shared between machines."""
+    return platform.machine(), os.confstr("CS_GNU_LIBC_VERSION") or ""
 
 
 def _installed(distribution: str) -> str:

@@ -15,6 +15,7 @@ must not be as on a real card:
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from functools import wraps
 from pathlib import Path
@@ -71,7 +72,7 @@ def settings(
             subdirectory of them is used; caches on other machines are switched off; other
             settings of the user's are left alone.
     """
-    digest = hashlib.sha256(f"{libraries.core}\0{card}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(f"{libraries.core}\0{card}")).hexdigest()[:12]
     chosen = {
         "TRITON_LIBCUDA_PATH": str(libraries.driver_directory),
         # Programs here are short: a pool of workers takes longer to start than the compiling does.

@@ -6,6 +6,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import UnsupportedError
+from llmmem.simgpu.problems import ObstacleError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,9 +128,18 @@ class Account:
 
 
 def load(libraries: BuiltLibraries) -> Account:
-    """Load all of them under CUDA's names: what is loaded next finds them and not CUDA's."""
+    """Load all of them under CUDA's names: what is loaded next finds them and not CUDA's.
+
+    Raises:
+        ObstacleError: One of them does not load.
+    """
     for path in libraries.paths:
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        try:
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            what = f"a library of the simulated GPU does not load ({error})"
+            remedy = f"remove the directory {str(path.parent)!r}, and it is compiled anew"
+            raise ObstacleError(Problem(what, remedy)) from error
     return open_account(libraries.core)
 
 

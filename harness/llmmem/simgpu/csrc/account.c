@@ -166,8 +166,9 @@ __attribute__((constructor)) static void configure_from_environment(void) {
     if (text) {
         int bad = sim_configure(text);
         if (bad) {
-            fprintf(stderr, "llmmem: LLMMEM_SIMULATED_GPU, field %d is not understood\n", bad);
-            abort();
+            fprintf(stderr, "llmmem: invalid LLMMEM_SIMULATED_GPU '%s' (field %d): leave it as llmmem has set it\n",
+                    text, bad);
+            _exit(2);
         }
     }
     pthread_atfork(acquire, release, release);
