@@ -13,12 +13,13 @@ from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_mem
 from llmmem.report import Record
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
-from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit
+from pytest_llmmem.verdicts import SIMULATED_VALUES, not_known, over_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmmem.measurement.window import Measurement, Window
+    from llmmem.program.children import ChildPeaks
     from llmmem.results import Outcome, PhaseResult
     from pytest_llmmem.session import Session
 
@@ -50,6 +51,8 @@ class Gate:
         self._allocations = _allocations()
         self._guesses_before = session.guess_clock()
         self._window: Window | None = None
+        self._children = session.children
+        self._child_peaks: ChildPeaks | None = None
         self._open = ExitStack()
         self._records: list[Record] = []
         self._sources: set[str] = set()
@@ -107,10 +110,15 @@ class Gate:
         if isinstance(error, (KeyboardInterrupt, SystemExit, pytest.exit.Exception)):
             return
         if measurement is not None and (
-            measurement.touched or self._has_allocated() or is_out_of_memory(error)
+            measurement.touched
+            or self._has_allocated()
+            or is_out_of_memory(error)
+            or self._has_children
         ):
             places = [(place.where, place.bytes) for place in measurement.places]
-            self.add(self._record(measurement, error), places)
+            record = self._record(measurement, error)
+            # What it shows is of this process, and says nothing of the peak of another.
+            self.add(record, places if record.peaks == measurement.peaks else ())
         if isinstance(error, pytest.skip.Exception):
             return
         if error is None or self._is_about_values():
@@ -136,12 +144,7 @@ class Gate:
         if self.limit is None or record.limit_bytes is None:
             return
         if record.peak_bytes is None:
-            self._unknown.append(
-                f"not estimated: {record.message}"
-                if record.source == "estimated"
-                else f"not measured: NVML does not tell what the process holds on {record.device}; "
-                'hold the test to metric="reserved" or "allocated"'
-            )
+            self._unknown.append(not_known(record))
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
@@ -169,8 +172,8 @@ class Gate:
             self.give_up("; ".join(self._unmeasured))
         if self._marked and not self._sources:
             pytest.fail(
-                "not measured: nothing was allocated on a GPU in this process and vram.run ran "
-                "nothing (estimates count with --llmmem-device=estimate only)",
+                "not measured: nothing was allocated on a GPU in this process or in one that it "
+                "started, and vram.run ran nothing (estimates count with --llmmem-device=estimate only)",
                 pytrace=False,
             )
 
@@ -189,7 +192,7 @@ class Gate:
 
     def _annotate(self, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
-        notes = list(self._over)
+        notes = [*self._over, *self._failures_of_children]
         if is_out_of_memory(error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
         about_values = self._has_allocated() and self._session.simulated
@@ -202,6 +205,14 @@ class Gate:
 
     def _has_allocated(self) -> bool:
         return _allocations() != self._allocations
+
+    @property
+    def _has_children(self) -> bool:
+        return self._child_peaks is not None and bool(self._child_peaks.processes)
+
+    @property
+    def _failures_of_children(self) -> tuple[str, ...]:
+        return () if self._child_peaks is None else self._child_peaks.failures
 
     def _open_window(self) -> None:
         options = self._session.options
@@ -223,12 +234,14 @@ class Gate:
         _forget_last_failure()
         self._window = Window(self._session.index, places=is_about_memory)
         self._window.start()
+        self._children.start()
 
     def _close_window(self) -> Measurement | None:
         if self._window is None:
             return None
         window, self._window = self._window, None
         self._open.close()
+        self._child_peaks = self._children.stop()
         return window.stop()
 
     def _record(self, measurement: Measurement, error: BaseException | None) -> Record:
@@ -237,9 +250,11 @@ class Gate:
         if error is not None and (is_out_of_memory(error) or is_cuda_error(error)):
             outcome = "oom" if is_out_of_memory(error) else "crashed"
             message = describe(error)
+        elif error is not None and self._failures_of_children:
+            outcome, message = "oom", self._failures_of_children[0]
         elif error is not None:
             message = "the test did not reach its end: what it would have taken is not known"
-        return Record(
+        record = Record(
             device=measurement.device,
             source=measurement.source,
             outcome=outcome,
@@ -255,6 +270,8 @@ class Gate:
             limit_bytes=self.limit.bytes if self.limit else None,
             versions=self._session.versions(),
         )
+        children = self._child_peaks
+        return record if children is None else self._session.with_children(record, children)
 
 
 GATE = pytest.StashKey[Gate]()
