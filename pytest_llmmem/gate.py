@@ -51,7 +51,6 @@ class Gate:
         self._allocations = _allocations()
         self._guesses_before = session.guess_clock()
         self._window: Window | None = None
-        self._children = session.children
         self._child_peaks: ChildPeaks | None = None
         self._open = ExitStack()
         self._records: list[Record] = []
@@ -234,14 +233,14 @@ class Gate:
         _forget_last_failure()
         self._window = Window(self._session.index, places=is_about_memory)
         self._window.start()
-        self._children.start()
+        self._session.children.start()
 
     def _close_window(self) -> Measurement | None:
         if self._window is None:
             return None
         window, self._window = self._window, None
         self._open.close()
-        self._child_peaks = self._children.stop()
+        self._child_peaks = self._session.children.stop()
         return window.stop()
 
     def _record(self, measurement: Measurement, error: BaseException | None) -> Record:

@@ -43,17 +43,22 @@ class Session:
 
     @property
     def children(self) -> ChildrenOfTests:
-        """What gives the processes that tests start the device of this one, and counts them.
-
-        It is made by the first test, and so in processes that run tests only: the workers of xdist
-        inherit nothing from their controller.
-        """
+        """What gives the processes that tests start the device of this one, and counts them."""
         if self._children is None:
             from llmmem import simgpu
             from pytest_llmmem.children import ChildrenOfTests
 
             self._children = ChildrenOfTests(simgpu.active())
         return self._children
+
+    def share_with_children(self) -> None:
+        """Give the processes that tests start the simulated GPUs of this one, from now on.
+
+        It is called by the first test, and so in processes that run tests only: the workers of xdist
+        inherit nothing from their controller.
+        """
+        if self._children is None and self.simulated:
+            _ = self.children
 
     def with_children(self, record: Record, children: ChildPeaks) -> Record:
         """The record of a test, with what the processes that it started took."""

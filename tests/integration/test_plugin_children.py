@@ -201,7 +201,7 @@ def test_a_limit_holds_for_every_process_that_a_test_starts(
             "peak process 1.46 GiB is over the limit of 0.59 GiB by *",
             "  decided by   *with_torch.py 1024",
             "  processes      1.46 GiB  *with_torch.py 1024",
-            "peak allocated 0.20 GiB is over the limit of 0.10 GiB by *",
+            "peak allocated 0.20 GiB is over the limit of 100.00 MiB by *",
             "  decided by   multiprocessing.spawn",
             "peak allocated 0.20 GiB is over the limit of 0.16 GiB by *",
             "  decided by   *job.py [[]rank 1[]] [[]GPU 1[]]",
@@ -326,7 +326,9 @@ def test_processes_are_counted_one_by_one_and_together(
     assert "had been started before" not in notes["test_unmarked"]
 
 
-def test_what_is_not_known_of_a_child_is_no_pass(run_suite: Callable[..., pytest.RunResult]) -> None:
+def test_what_is_not_known_of_a_child_is_no_pass(
+    run_suite: Callable[..., pytest.RunResult],
+) -> None:
     result = run_suite(
         """
         import pytest
@@ -368,6 +370,6 @@ def test_llmmem_exec_sees_the_processes_of_the_tests_too(
     assert done.returncode == 0, done.stderr
     (process,) = json.loads(done.stdout)["processes"]
     assert process["peak_process_bytes"] == CONTEXT + 100 * MIB
-    assert read_rows(pytester.path / "report.json")["test_child"]["total"]["peak_process_bytes"] == (
-        CONTEXT + 100 * MIB
-    )
+    assert read_rows(pytester.path / "report.json")["test_child"]["total"][
+        "peak_process_bytes"
+    ] == (CONTEXT + 100 * MIB)

@@ -36,8 +36,8 @@ class ChildPeaks:
 
     Attributes:
         processes: Those that used a GPU, once for each GPU that they used.
-        together: The most bytes that they and their parent held of each GPU at the same time; None
-            if there were too many to tell.
+        together: The most bytes that they and their parent held at the same time of each GPU that
+            they used; None if there were too many to tell.
         failures: How each that ran out of memory did so.
         notes: What else decides how to read the figures.
     """
@@ -77,7 +77,6 @@ class CountedChildren:
 
     def __init__(self, gpu: SimulatedGpu) -> None:
         gpus = gpu.environment()
-        self._gpu_count = gpu.count
         self._outer = outer_directory()
         self._directory = Path(tempfile.mkdtemp(prefix="llmmem-"))
         self._account = open_account(gpu.libraries.core)
@@ -100,9 +99,10 @@ class CountedChildren:
         if not ledgers:
             return ChildPeaks()
         self._share()
+        used = {process.index for ledger in ledgers for process in ledger.processes}
         return ChildPeaks(
             tuple(process for ledger in ledgers for process in self._processes(ledger)),
-            {index: self._account.together_bytes(index) for index in range(self._gpu_count)},
+            {index: self._account.together_bytes(index) for index in sorted(used)},
             tuple(
                 f"{ledger.processes[0].title} ran out of memory: {ledger.failure}"
                 for ledger in ledgers
