@@ -206,7 +206,7 @@ def test_a_limit_holds_for_every_process_that_a_test_starts(
             "peak allocated 0.20 GiB is over the limit of 0.16 GiB by *",
             "  decided by   *job.py [[]rank 1[]] [[]GPU 1[]]",
             "*CalledProcessError: *with_torch.py*",
-            "llmmem: *with_torch.py 204800 ran out of memory: CUDA out of memory. *200.00 GiB*",
+            "*llmmem: *with_torch.py 204800 ran out of memory: CUDA out of memory. *200.00 GiB*",
             "peak process 1.51 GiB is over the limit of 1.00 GiB by *",
             "  decided by   together on GPU 0",
         ]

@@ -27,7 +27,9 @@ def test_where_children_are_not_counted_it_is_said_that_there_were_some() -> Non
 
 
 def test_processes_have_the_same_names_on_every_run() -> None:
-    spawned = "from multiprocessing.spawn import spawn_main; spawn_main(tracker_fd=5, pipe_handle=7)"
+    spawned = (
+        "from multiprocessing.spawn import spawn_main; spawn_main(tracker_fd=5, pipe_handle=7)"
+    )
     commands = (
         ("python", "-c", spawned, "--multiprocessing-fork"),
         ("python", "-c", "import torch\nprint(1)"),
