@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmmem.results import Outcome
 
 __all__ = [
+    "INCOMPLETE",
     "Ending",
     "add_note",
     "compares_values",
@@ -29,8 +30,6 @@ __all__ = [
     "skipped_at",
     "worst",
 ]
-
-INCOMPLETE = "the test did not reach its end: what it would have taken is not known"
 
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 INSTALLED = ("site-packages", "dist-packages")
@@ -74,8 +73,12 @@ class Ending:
             return cls()
         gpu_error = gpu_error_of(error)
         if gpu_error is None:
-            return cls("ok", INCOMPLETE)
+            return INCOMPLETE
         return cls("oom" if is_out_of_memory(gpu_error) else "crashed", describe(gpu_error))
+
+
+#: The ending of a test that failed for a reason other than memory.
+INCOMPLETE = Ending("ok", "the test did not reach its end: what it would have taken is not known")
 
 
 def worst(endings: Iterable[Ending]) -> Ending:

@@ -13,6 +13,7 @@ from llmmem.errors import InputError
 from llmmem.measurement.gpu_errors import is_cuda_error, is_out_of_memory
 from llmmem.report import Record
 from pytest_llmmem.failures import (
+    INCOMPLETE,
     Ending,
     add_note,
     compares_values,
@@ -24,12 +25,13 @@ from pytest_llmmem.failures import (
 )
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
-from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit
+from pytest_llmmem.verdicts import SIMULATED_VALUES, not_known, over_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from llmmem.measurement.window import Measurement, Window
+    from llmmem.program.children import ChildPeaks
     from llmmem.results import PhaseResult
     from pytest_llmmem.session import Session
 
@@ -64,6 +66,7 @@ class Gate:
         self._guesses_before = session.guess_clock()
         self._reads_before = session.value_reads.now()
         self._window: Window | None = None
+        self._child_peaks: ChildPeaks | None = None
         self._open = ExitStack()
         self._measurement: Measurement | None = None
         self._is_running = False
@@ -192,12 +195,7 @@ class Gate:
         if self.limit is None or record.limit_bytes is None:
             return
         if record.peak_bytes is None:
-            self._unknown.append(
-                f"not estimated: {record.message}"
-                if record.source == "estimated"
-                else f"not measured: NVML does not tell what the process holds on {record.device}; "
-                'hold the test to metric="reserved" or "allocated"'
-            )
+            self._unknown.append(not_known(record))
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
@@ -252,8 +250,8 @@ class Gate:
         if not self._marked or self._sources:
             return None
         return _failed(
-            "not measured: nothing was allocated on a GPU in this process and vram.run ran "
-            "nothing (estimates count with --llmmem-device=estimate only)"
+            "not measured: nothing was allocated on a GPU in this process or in one that it "
+            "started, and vram.run ran nothing (estimates count with --llmmem-device=estimate only)"
         )
 
     def _measures_teardown(self) -> bool:
@@ -282,7 +280,7 @@ class Gate:
 
     def _annotate(self, when: str, error: BaseException) -> None:
         """Tell beside the test's own error what is known of its memory."""
-        notes = list(self._over)
+        notes = [*self._over, *self._failures_of_children]
         gpu_error = gpu_error_of(error)
         if is_out_of_memory(gpu_error) and self.limit is not None:
             notes.append(f"the limit of this test is {self.limit}")
@@ -302,15 +300,20 @@ class Gate:
         ending = worst(self._endings)
         self._endings.clear()
         if measurement is None or not (
-            measurement.touched or self._has_allocated() or ending.outcome == "oom"
+            measurement.touched
+            or self._has_allocated()
+            or self._has_children
+            or ending.outcome == "oom"
         ):
             return
         record = self._record(measurement, ending)
+        # They are of this process, and say nothing of the peak of another.
+        places = measurement.places if record.peaks == measurement.peaks else ()
         if self._own_record is not None:
             self._records.remove(self._own_record)
             record = _of_both(self._own_record, record)
         self._own_record = record
-        self.add(record, [(place.where, place.bytes) for place in measurement.places])
+        self.add(record, [(place.where, place.bytes) for place in places])
 
     @contextmanager
     def _expected_failures_heard(self) -> Iterator[None]:
@@ -335,6 +338,14 @@ class Gate:
     def _has_allocated(self) -> bool:
         return _allocations() != self._allocations
 
+    @property
+    def _has_children(self) -> bool:
+        return self._child_peaks is not None and bool(self._child_peaks.processes)
+
+    @property
+    def _failures_of_children(self) -> tuple[str, ...]:
+        return () if self._child_peaks is None else self._child_peaks.failures
+
     def _open_window(self) -> None:
         options = self._session.options
         is_about_memory = self._marked or self._uses_fixture
@@ -355,6 +366,7 @@ class Gate:
         _forget_last_failure()
         self._window = Window(self._session.index, places=is_about_memory)
         self._window.start()
+        self._session.children.start()
 
     def _end_window(self) -> None:
         if self._window is not None:
@@ -365,10 +377,13 @@ class Gate:
             return None
         window, self._window = self._window, None
         self._open.close()
+        self._child_peaks = self._session.children.stop()
         return window.stop()
 
     def _record(self, measurement: Measurement, ending: Ending) -> Record:
-        return Record(
+        if ending == INCOMPLETE and self._failures_of_children:
+            ending = Ending("oom", self._failures_of_children[0])
+        record = Record(
             device=measurement.device,
             source=measurement.source,
             outcome=ending.outcome,
@@ -384,6 +399,8 @@ class Gate:
             limit_bytes=self.limit.bytes if self.limit else None,
             versions=self._session.versions(),
         )
+        children = self._child_peaks
+        return record if children is None else self._session.with_children(record, children)
 
 
 GATE = pytest.StashKey[Gate]()

@@ -50,7 +50,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Read the marker first of all."""
-    gate = item.stash[GATE] = Gate(item, item.config.stash[SESSION])
+    session = item.config.stash[SESSION]
+    session.share_with_children()
+    gate = item.stash[GATE] = Gate(item, session)
     gate.read_marker()
     with gate.setup():
         yield

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
+    from llmmem.program.children import ChildPeaks
+    from llmmem.report import Record
     from llmmem.runner import Runner
+    from pytest_llmmem.children import ChildrenOfTests
     from pytest_llmmem.options import Options
 
 __all__ = ["SESSION", "Session", "load_simulated_gpu"]
@@ -44,6 +47,33 @@ class Session:
         self._runner: Runner | None = None
         self._versions: Mapping[str, str | None] | None = None
         self._broken_by: str | None = None
+        self._children: ChildrenOfTests | None = None
+
+    @property
+    def children(self) -> ChildrenOfTests:
+        """What gives the processes that tests start the device of this one, and counts them."""
+        if self._children is None:
+            from llmmem import simgpu
+            from pytest_llmmem.children import ChildrenOfTests
+
+            self._children = ChildrenOfTests(simgpu.active())
+        return self._children
+
+    def share_with_children(self) -> None:
+        """Give the processes that tests start the simulated GPUs of this one, from now on.
+
+        It is called by the first test, and so in processes that run tests only: the workers of xdist
+        inherit nothing from their controller.
+        """
+        if self._children is None and self.simulated:
+            _ = self.children
+
+    def with_children(self, record: Record, children: ChildPeaks) -> Record:
+        """The record of a test, with what the processes that it started took."""
+        from llmmem import simgpu
+        from pytest_llmmem.children import with_children
+
+        return with_children(record, children, simgpu.active())
 
     @property
     def simulated(self) -> bool:
@@ -153,12 +183,17 @@ class Session:
         if self._runner is None:
             from llmmem.runner import Runner
 
-            self._runner = Runner(self.options.device)
+            self._runner = Runner(
+                self.options.device, environment=self.children.environment_of_others
+            )
         return self._runner
 
     def close(self) -> None:
-        """End the runner, and leave PyTorch as it was."""
+        """End the runner, and leave PyTorch and the environment as they were."""
         self.value_reads.close()
+        if self._children is not None:
+            self._children.close()
+            self._children = None
         if self._runner is not None:
             self._runner.close()
             self._runner = None

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from llmmem.results import Trace
     from pytest_llmmem.marker import Limit
 
-__all__ = ["SIMULATED_VALUES", "over_limit", "run_failed"]
+__all__ = ["PYTEST", "SIMULATED_VALUES", "not_known", "over_limit", "run_failed"]
 
 SIMULATED_VALUES = "values are not computed on a simulated GPU"
 
+#: The name of the process that runs the tests, among others that tests have started.
+PYTEST = "the pytest process"
+
 SHOWN_HOLDERS = 5
+LONGEST_NAME = 80
 
 
 def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] = ()) -> str:
@@ -51,6 +55,25 @@ def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str,
     )
 
 
+def not_known(record: Record) -> str:
+    """Why a record has no figure for its metric."""
+    if record.source == "estimated":
+        return f"not estimated: {record.message}"
+    decided_by = record.decided_by
+    if decided_by in (None, PYTEST):
+        return (
+            f"not measured: NVML does not tell what the process holds on {record.device}; hold the "
+            'test to metric="reserved" or "allocated"'
+        )
+    if record.metric != "process":
+        return (
+            f"not measured: the peak of {record.metric} of {decided_by} is not known (it was "
+            "killed, runs on, began before the test or does not use PyTorch); hold the test to "
+            'metric="process"'
+        )
+    return f"not measured: too many processes ran at the same time ({decided_by})"
+
+
 def _needs(record: Record) -> str:
     """What a run needs, for the start of its message; an estimate's own message has it."""
     needed = record.needed.process
@@ -76,6 +99,7 @@ def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str
     yield "  peaks        " + ", ".join(
         f"{metric} {format_size(record.peaks.get(metric))}" for metric in METRICS
     )
+    yield from _processes(record)
     if record.held_before_bytes:
         yield f"  held before  {format_size(record.held_before_bytes)} allocated"
     if record.components is not None:
@@ -89,6 +113,21 @@ def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str
         yield f"  note         {guess}"
     if record.source == "simulated" and record.setup is None:
         yield f"  note         {SIMULATED_VALUES}"
+
+
+def _processes(record: Record) -> Iterable[str]:
+    """Which process decided, and the largest of all."""
+    if record.decided_by is not None:
+        yield f"  decided by   {_short(record.decided_by)}"
+    largest = sorted(record.processes, key=lambda each: each.peaks.process or 0, reverse=True)
+    for position, process in enumerate(largest[:SHOWN_HOLDERS]):
+        heading = "processes" if position == 0 else ""
+        size = format_size(process.peaks.get(record.metric))
+        yield f"  {heading:<12} {size:>10}  {_short(process.phase)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
 
 
 def _exact(size: int) -> str:

@@ -23,7 +23,7 @@ from llmmem.simgpu.faults import faults_from_environment
 from llmmem.simgpu.side_streams import side_streams_from_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import IO
 
@@ -42,6 +42,8 @@ class Runner:
 
     Args:
         device: ``auto``, ``cuda[:N]``, ``sim[:GPU[xN]]`` or ``estimate`` (which only estimates).
+        environment: Gives the environment variables of a worker when it is started; by default
+            those of this process.
 
     Attributes:
         device: The device that was chosen, never ``auto``.
@@ -51,11 +53,17 @@ class Runner:
         UnsupportedError: The device cannot work on this machine; the message says what to do.
     """
 
-    def __init__(self, device: str | Device = "auto") -> None:
+    def __init__(
+        self,
+        device: str | Device = "auto",
+        *,
+        environment: Callable[[], Mapping[str, str]] = lambda: os.environ,
+    ) -> None:
         wanted = parse_device(device) if isinstance(device, str) else device
         self.device = resolve_device() if wanted.kind == "auto" else wanted
         if self.device.kind == "cuda":
             _check_gpu(self.device)
+        self._environment = environment
         self._worker: _Worker | None = None
 
     def __enter__(self) -> Runner:
@@ -166,7 +174,7 @@ class Runner:
         if self._worker is not None and self._worker.side_streams != side_streams:
             self.close()  # a worker has what was asked for when it started
         if self._worker is None:
-            self._worker = _Worker(self.device, side_streams)
+            self._worker = _Worker(self.device, side_streams, self._environment())
         try:
             reply = self._worker.ask(job)
         except BaseException:
@@ -192,7 +200,9 @@ class _Worker:
         UnsupportedError: The device cannot work on this machine.
     """
 
-    def __init__(self, device: Device, side_streams: SideStreams) -> None:
+    def __init__(
+        self, device: Device, side_streams: SideStreams, environment: Mapping[str, str]
+    ) -> None:
         self.side_streams = side_streams
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -201,7 +211,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=_worker_environment(device),
+            env=_worker_environment(device, environment),
             # A group of its own: it ends with us and not by a Ctrl-C on its own, and together with
             # the run that it is busy with.
             process_group=0,
@@ -307,10 +317,10 @@ def _check_gpu(device: Device) -> None:
         )
 
 
-def _worker_environment(device: Device) -> dict[str, str]:
-    """This process's environment, with the import path of this process."""
+def _worker_environment(device: Device, given: Mapping[str, str]) -> dict[str, str]:
+    """The given environment, with the import path of this process."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = {**given, "PYTHONPATH": path}
     if device.kind == "sim":
         # It chooses among this machine's GPUs; simulated ones are chosen by name.
         environment.pop("CUDA_VISIBLE_DEVICES", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from functools import reduce
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from llmmem.results import Peaks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llmmem.results import Outcome, Source
 
-__all__ = ["ProcessPeaks", "ProgramResult"]
+__all__ = ["ProcessPeaks", "ProgramResult", "named_peaks"]
+
+#: How multiprocessing starts its processes: what follows differs from run to run.
+_STARTED_BY_MULTIPROCESSING = re.compile(r"from (multiprocessing\.(?:spawn|forkserver)) import ")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ class ProcessPeaks:
     index: int
     peaks: Peaks
     rank: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Its command on one line, the same on every run, and its rank if that is known."""
+        started = (_STARTED_BY_MULTIPROCESSING.match(argument) for argument in self.command)
+        way = next((found[1] for found in started if found), None)
+        name = way or " ".join(shlex.join(self.command).split())
+        return name if self.rank is None else f"{name} [rank {self.rank}]"
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, ready for JSON."""
@@ -89,17 +101,7 @@ class ProgramResult:
 
     def named_peaks(self) -> dict[str, Peaks]:
         """The peaks of each process on each GPU, by names that are the same on every run."""
-        named: dict[str, Peaks] = {}
-        several_gpus = len({process.index for process in self.processes}) > 1
-        for process in self.processes:
-            name = shlex.join(process.command)
-            if process.rank is not None:
-                name += f" [rank {process.rank}]"
-            if several_gpus:
-                name += f" [GPU {process.index}]"
-            alike = sum(other.partition(" #")[0] == name for other in named)
-            named[f"{name} #{alike + 1}" if alike else name] = process.peaks
-        return named
+        return named_peaks(self.processes)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, ready for JSON."""
@@ -116,3 +118,14 @@ class ProgramResult:
             "versions": dict(self.versions),
             "notes": list(self.notes),
         }
+
+
+def named_peaks(processes: Sequence[ProcessPeaks]) -> dict[str, Peaks]:
+    """The peaks of each process on each GPU, by names that are the same on every run."""
+    named: dict[str, Peaks] = {}
+    several_gpus = len({process.index for process in processes}) > 1
+    for process in processes:
+        name = f"{process.title} [GPU {process.index}]" if several_gpus else process.title
+        alike = sum(other.partition(" #")[0] == name for other in named)
+        named[f"{name} #{alike + 1}" if alike else name] = process.peaks
+    return named

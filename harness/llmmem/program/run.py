@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, find_gpu
 from llmmem.errors import InputError
-from llmmem.program.ledger import DIRECTORY_VARIABLE, read_ledgers
+from llmmem.program.ledger import (
+    DIRECTORY_VARIABLE,
+    hand_on,
+    outer_directory,
+    read_ledgers,
+)
 from llmmem.program.result import ProgramResult
 from llmmem.simgpu import program_environment
 from llmmem.simgpu.activation import NOTES
@@ -64,6 +69,7 @@ def run_program(
         variables = {**gpu, DIRECTORY_VARIABLE: directory, "PATH": _search_path()}
         status = _run(command, os.environ | variables, stdout)
         ledgers = read_ledgers(Path(directory))
+        hand_on(Path(directory), outer_directory())
     outcome, message = _outcome(status, ledgers)
     processes = tuple(process for ledger in ledgers for process in ledger.processes)
     return ProgramResult(

@@ -99,6 +99,8 @@ class Record:
         peaks: Absolute peaks in bytes, with what was held before.
         components: What held the allocated peak, in bytes.
         phases: The same per phase.
+        processes: The peaks of each process that took part, where there were several or it was not
+            the one that measured; `peaks` are those of the one that decided.
         context_source: ``modelled`` or ``measured``: where peak process - peak reserved is from.
         held_before_bytes: What was allocated already before the measurement began.
         limit_bytes: The most that the metric may reach.
@@ -120,6 +122,7 @@ class Record:
     peaks: Peaks = field(default_factory=Peaks)
     components: Components | None = None
     phases: tuple[PhaseResult, ...] = ()
+    processes: tuple[PhaseResult, ...] = ()
     context_source: Literal["modelled", "measured"] | None = None
     held_before_bytes: int | None = None
     limit_bytes: int | None = None
@@ -220,6 +223,7 @@ class Record:
             **self.peaks.to_dict(),
             "components": asdict(self.components) if self.components else None,
             "phases": [phase.to_dict() for phase in self.phases],
+            "processes": [process.to_dict() for process in self.processes],
             "versions": dict(self.versions),
             "estimate": self.estimate.to_dict() if self.estimate else None,
         }
@@ -236,6 +240,7 @@ class Record:
             peaks=Peaks.from_dict(document),
             components=Components(**components) if components else None,
             phases=tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
+            processes=tuple(map(PhaseResult.from_dict, document["processes"])),
             versions=document["versions"],
             estimate=Estimate.from_dict(estimate) if estimate else None,
         )
@@ -244,6 +249,11 @@ class Record:
     def guesses(self) -> tuple[str, ...]:
         """Those of the notes that say by which unknown values the program decided."""
         return tuple(note for note in self.notes if note.startswith(GUESS))
+
+    @property
+    def decided_by(self) -> str | None:
+        """Which of the processes the peaks are of."""
+        return next((each.phase for each in self.processes if each.peaks == self.peaks), None)
 
     @property
     def is_cut_short(self) -> bool:
@@ -292,7 +302,7 @@ class Record:
         return self._trace_error(self.trace_bytes, self.peaks.allocated)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of a report, `TOTAL` first, then one per phase; missing values are ``None``.
+        """Rows of a report, `TOTAL` first, then one per phase and process; missing values are ``None``.
 
         Notes, limit, baseline, the closed form, what is needed and what was held before are about the
         whole, so they are on the first row only.
@@ -314,6 +324,8 @@ class Record:
         traced = self._traced_phases()
         for phase in self.phases:
             yield self._row(about, phase, traced.get(phase.phase))
+        for process in self.processes:
+            yield self._row(about, process, None)
 
     def _about(self) -> dict[str, Any]:
         """What all rows of the record share."""

@@ -70,6 +70,8 @@ _NARROW: Mapping[str, Sequence[str]] = {
 }
 _WIDE_COLUMNS = 116
 
+SHOWN_PROCESSES = 4
+
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a report as plain values, ``None`` where one is missing."""
@@ -153,7 +155,7 @@ def _groups(record: Record) -> dict[str, list[_Line]]:
     components = asdict(record.components) if record.components else {}
     return {
         "name": [("", text) for text in _name(record)],
-        "where": [("", place), ("", record.source)],
+        "where": [("", text) for text in (place, record.source, *_processes(record))],
         "estimate": _estimate(record),
         "peaks": [(metric, format_size(record.peaks.get(metric))) for metric in METRICS],
         "components": [(name, format_size(size)) for name, size in components.items()],
@@ -169,6 +171,14 @@ def _name(record: Record) -> list[str]:
     test = [] if record.test is None else [record.test]
     setup = [] if record.setup is None else [record.setup.model, record.setup.describe()]
     return test + setup
+
+
+def _processes(record: Record) -> list[str]:
+    """The processes with the largest peaks, each on a line."""
+    largest = sorted(record.processes, key=lambda each: each.peaks.process or 0, reverse=True)
+    lines = [f"{format_size(each.peaks.process)} {each.phase}" for each in largest]
+    more = len(lines) - SHOWN_PROCESSES
+    return [*lines[:SHOWN_PROCESSES], f"and {more} more processes"] if more > 0 else lines
 
 
 def _verdict(record: Record) -> str:

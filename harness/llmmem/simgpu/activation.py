@@ -303,8 +303,8 @@ def _environment(
 ) -> dict[str, str]:
     _check_preloadable(libraries.core.parent)
     preloaded = [str(path) for path in libraries.paths]
-    if os.environ.get("LD_PRELOAD"):
-        preloaded.append(os.environ["LD_PRELOAD"])
+    before = os.environ.get("LD_PRELOAD", "").replace(" ", ":").split(":")
+    preloaded += [path for path in before if path and path not in preloaded]
     return {
         "LD_PRELOAD": ":".join(preloaded),
         CARD_VARIABLE: card,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import UnsupportedError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Account", "load", "open_account"]
 
 
+_TOO_MANY = ctypes.c_size_t(-1).value
 _LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
@@ -35,6 +37,11 @@ class Account:
             function = getattr(core, name)
             function.argtypes, function.restype = [], ctypes.c_uint64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
+        core.sim_host_processes.argtypes = [ctypes.c_char_p]
+        core.sim_host_processes.restype = ctypes.c_bool
+        core.sim_together_bytes.argtypes = [ctypes.c_int]
+        core.sim_together_bytes.restype = ctypes.c_size_t
+        core.sim_reset_together.argtypes, core.sim_reset_together.restype = [], None
         for name in ("sim_configure", "sim_set_faults"):
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
@@ -109,6 +116,31 @@ class Account:
     def reset_peak(self, device: int) -> None:
         """Set the peak to what is held now."""
         self._core.sim_reset_peak(device)
+
+    def host_processes(self, directory: Path) -> None:
+        """Count this process together with those that it starts from now on.
+
+        Args:
+            directory: Where they leave their ledgers, as their environment says.
+
+        Raises:
+            OSError: Nothing can be shared there.
+        """
+        if not self._core.sim_host_processes(os.fsencode(directory)):
+            raise OSError(f"no memory could be shared in {str(directory)!r}")
+
+    def together_bytes(self, device: int) -> int | None:
+        """The most that this process and those it started held of the device at the same time.
+
+        It counts since the last `reset_together`. A process that holds nothing but its CUDA context
+        is not counted if it is the one that started the others. None if too many took part.
+        """
+        found = int(self._core.sim_together_bytes(device))
+        return None if found == _TOO_MANY else found
+
+    def reset_together(self) -> None:
+        """Begin anew with what the living processes hold now."""
+        self._core.sim_reset_together()
 
     def note_allocator(self, device: int, allocated: int, reserved: int) -> None:
         """Note in the ledger of this process, if it has one, what PyTorch's allocator reached."""

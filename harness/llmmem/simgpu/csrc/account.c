@@ -270,7 +270,7 @@ static void note_change(device_account *a) {
     size_t now = process_bytes(a);
     if (now > a->peak) a->peak = now;
     sim_ledger_note((int)(a - accounts), now);
-    sim_publish((int)(a - accounts), now);
+    sim_publish((int)(a - accounts), now, context_of(a));
 }
 
 static bool charge(device_account *a, size_t bytes) {
@@ -303,6 +303,15 @@ void sim_open_context(int device) {
     acquire();
     open_context(device);
     release();
+}
+
+bool sim_host_processes(const char *directory) {
+    acquire();
+    bool done = sim_share_processes(directory);
+    for (int device = 0; done && device < SIM_MAX_DEVICES; device++)
+        if (accounts[device].context) note_change(&accounts[device]);
+    release();
+    return done;
 }
 
 bool sim_context_is_open(int device) { return device >= 0 && accounts[device].context; }

@@ -136,6 +136,10 @@ typedef struct {
 SIM_API sim_pool *sim_get_pool(int device);
 SIM_API void sim_pool_trim(int device, size_t keep);
 
+/* Have this process and those that it starts from now on counted together (processes.h): their
+ * environment names the directory. False if that cannot be done. */
+SIM_API bool sim_host_processes(const char *directory);
+
 /* Attention by cuDNN was prepared, with a plan that may take up to these bytes beyond what is accounted. */
 SIM_API void sim_note_cudnn_attention(size_t bytes);
 /* The most of them so far, or -1 where there was no attention by cuDNN. */

@@ -1,7 +1,9 @@
 #include "guest.h"
 
+#include "beginning.h"
+
 #include <dlfcn.h>
-#include <stdlib.h>
+#include <stddef.h>
 
 /* In a namespace of its own: what this is run in is the program's __main__. A Python that llmmem does
  * not support goes without. */
@@ -27,5 +29,5 @@ static int join(void *run) {
 void sim_invite_guest(void) {
     int (*call_later)(int (*)(void *), void *) = dlsym(RTLD_DEFAULT, "Py_AddPendingCall");
     void *run = dlsym(RTLD_DEFAULT, "PyRun_SimpleString");
-    if (call_later && run && getenv("LLMMEM_SIMULATED_GPU_HOME")) call_later(join, run);
+    if (call_later && run && sim_wants_guest()) call_later(join, run);
 }

@@ -2,8 +2,8 @@
 #ifndef LLMMEM_GUEST_H
 #define LLMMEM_GUEST_H
 
-/* Have llmmem/program/guest.py join the interpreter of this process, if it has one and the environment
- * says where llmmem lies (LLMMEM_SIMULATED_GPU_HOME). */
+/* Have llmmem/program/guest.py join the interpreter of this process, if it has one and its
+ * environment said where llmmem lies when it began (beginning.h). */
 void sim_invite_guest(void);
 
 #endif

@@ -1,5 +1,6 @@
 #include "ledger.h"
 
+#include "beginning.h"
 #include "visible.h"
 
 #include <errno.h>
@@ -11,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const char MAGIC[8] = {'l', 'l', 'm', 'm', 'e', 'm', '0', '2'};
+static const char MAGIC[8] = {'l', 'l', 'm', 'm', 'e', 'm', '0', '3'};
 
 static sim_ledger *ledger;
 
@@ -52,7 +53,7 @@ static void leave_to_parent(void) {
 __attribute__((constructor)) static void heed_forks(void) { pthread_atfork(NULL, NULL, leave_to_parent); }
 
 void sim_ledger_open(void) {
-    const char *directory = getenv("LLMMEM_SIMULATED_GPU_LEDGERS");
+    const char *directory = sim_ledger_directory();
     if (!directory) return;
     int file = new_file(directory);
     if (file < 0) return;
@@ -74,7 +75,9 @@ static void raise_to(uint64_t *peak, uint64_t bytes) {
 }
 
 void sim_ledger_note(int device, size_t process_bytes) {
-    if (ledger) raise_to(&ledger->devices[device].process, process_bytes);
+    if (!ledger) return;
+    ledger->devices[device].held = process_bytes;
+    raise_to(&ledger->devices[device].process, process_bytes);
 }
 
 void sim_ledger_note_allocator(int ordinal, uint64_t allocated, uint64_t reserved) {

@@ -1,8 +1,8 @@
 /* What a process on the simulated GPUs leaves behind for whoever started the program: a file.
  *
- * The directory is named by the environment (LLMMEM_SIMULATED_GPU_LEDGERS); without it nothing is
- * written. The file is shared memory, so it holds whatever the process had reached, however it ended.
- * Every process that uses a device has its own, a forked child too.
+ * The directory is named by the environment (beginning.h); without it nothing is written. The file is
+ * shared memory, so it holds whatever the process had reached, however it ended. Every process that uses
+ * a device has its own, a forked child too.
  */
 #ifndef LLMMEM_LEDGER_H
 #define LLMMEM_LEDGER_H
@@ -15,11 +15,12 @@
 typedef struct {
     uint64_t process;
     uint64_t allocated, reserved; /* PyTorch's caching allocator */
+    uint64_t held; /* what the process holds now; whoever reads the file may set its peak back to that */
 } sim_ledger_peaks;
 
 /* The file (read by llmmem/program/ledger.py). */
 typedef struct {
-    char magic[8]; /* "llmmem02" */
+    char magic[8]; /* "llmmem03" */
     uint64_t pid;
     uint64_t rank; /* its number among the ranks of the job, or SIM_NOT_KNOWN */
     sim_ledger_peaks devices[SIM_MAX_DEVICES];
