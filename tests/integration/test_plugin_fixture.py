@@ -132,9 +132,12 @@ def test_an_estimate_that_does_not_fit_its_card_fails_with_what_is_needed(
 
 
 def test_where_nothing_can_run_an_estimate_takes_its_place_and_gates_nothing(
-    run_pytest: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+    run_pytest: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    # Without a compiler there is no simulated GPU either.
+    # Without a compiler, and without what was compiled before, there is no simulated GPU either.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CC", "no-such-compiler")
     result = run_pytest(GATED, "-v", "-rs", "-k", "within or nothing")
