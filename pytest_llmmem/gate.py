@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,14 +10,15 @@ import pytest
 from llmmem.errors import InputError
 from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.report import Record
+from pytest_llmmem.leftovers import LEFTOVERS
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
-from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit
+from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit, peak_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmmem.measurement.window import Measurement, Window
+    from llmmem.measurement.window import Measurement, Usage, Window
     from llmmem.results import Outcome, PhaseResult
     from pytest_llmmem.session import Session
 
@@ -47,7 +47,9 @@ class Gate:
         self._session = session
         self._marked = item.get_closest_marker("max_vram") is not None
         self._uses_fixture = "vram" in getattr(item, "fixturenames", ())
-        self._allocations = _allocations()
+        is_about_memory = self._marked or self._uses_fixture
+        self._is_measured = is_about_memory or session.options.measures_every_test
+        self._usage_before = self._usage()
         self._guesses_before = session.guess_clock()
         self._window: Window | None = None
         self._open = ExitStack()
@@ -71,6 +73,8 @@ class Gate:
 
     def before_fixtures(self) -> None:
         """See that the test can be measured at all, and begin if its fixtures count."""
+        if self._is_measured:
+            self._item.config.stash[LEFTOVERS].begin_test()
         if not (self._marked or self._uses_fixture):
             return
         if self._session.options.require_gpu and not self._session.has_real_gpu():
@@ -135,13 +139,9 @@ class Gate:
         self._records.append(record)
         if self.limit is None or record.limit_bytes is None:
             return
+        if record.peak_is_unknown:
+            self._unknown.append(peak_unknown(record))
         if record.peak_bytes is None:
-            self._unknown.append(
-                f"not estimated: {record.message}"
-                if record.source == "estimated"
-                else f"not measured: NVML does not tell what the process holds on {record.device}; "
-                'hold the test to metric="reserved" or "allocated"'
-            )
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
@@ -200,14 +200,22 @@ class Gate:
         for note in self._session.guesses(self._guesses_before):
             error.add_note(f"llmmem: this may follow from {note}")
 
+    @property
+    def _metric(self) -> str:
+        return self.limit.metric if self.limit else "process"
+
     def _has_allocated(self) -> bool:
-        return _allocations() != self._allocations
+        return self._usage().shows_allocations(since=self._usage_before)
+
+    def _usage(self) -> Usage:
+        """How often GPU memory was allocated; the allocator is asked for measured tests only."""
+        from llmmem.measurement.window import NO_USAGE, usage
+
+        return usage() if self._is_measured else NO_USAGE
 
     def _open_window(self) -> None:
-        options = self._session.options
         is_about_memory = self._marked or self._uses_fixture
-        is_asked_for = is_about_memory or self.limit is not None or options.reports
-        if not is_asked_for or options.device.kind == "estimate":
+        if not self._is_measured or self._session.options.device.kind == "estimate":
             return
         if (error := self._session.gpu_error(self.test)) is not None:
             if self._marked:
@@ -220,8 +228,7 @@ class Gate:
             self._session.initialise_cuda()
         if self.limit is not None and self.limit.gpu is not None:
             self._open.enter_context(self._session.capped(self.limit.gpu))
-        _forget_last_failure()
-        self._window = Window(self._session.index, places=is_about_memory)
+        self._window = Window(places=is_about_memory, metric=self._metric)
         self._window.start()
 
     def _close_window(self) -> Measurement | None:
@@ -247,8 +254,10 @@ class Gate:
             notes=measurement.notes,
             test=self.test,
             gpu=measurement.gpu,
-            metric=self.limit.metric if self.limit else "process",
+            metric=self._metric,
             peaks=measurement.peaks,
+            gpu_index=measurement.index,
+            devices=measurement.devices,
             phases=tuple(self.parts),
             context_source=measurement.context_source,
             held_before_bytes=measurement.held_before.allocated,
@@ -258,22 +267,3 @@ class Gate:
 
 
 GATE = pytest.StashKey[Gate]()
-
-
-def _allocations() -> int:
-    """How often PyTorch has allocated on a GPU; nothing is imported to find out."""
-    if "torch" not in sys.modules:
-        return 0
-    from llmmem.measurement.window import allocations
-
-    return allocations()
-
-
-def _forget_last_failure() -> None:
-    """Let go of the last test that failed: its traceback keeps all that its frames hold alive.
-
-    pytest does the same a moment later, when the call begins.
-    """
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        if hasattr(sys, name):
-            delattr(sys, name)

@@ -124,6 +124,11 @@ class Options:
             )
         return options
 
+    @property
+    def measures_every_test(self) -> bool:
+        """Whether tests are measured that ask for nothing themselves."""
+        return bool(self.reports) or self.max_vram_bytes is not None
+
     def describe(self) -> str:
         """The options that differ from their defaults, on one line; empty if there are none."""
         parts = [f"report {path.name}" for path in self.reports]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmmem.results import Trace
     from pytest_llmmem.marker import Limit
 
-__all__ = ["SIMULATED_VALUES", "over_limit", "run_failed"]
+__all__ = ["SIMULATED_VALUES", "over_limit", "peak_unknown", "run_failed"]
 
 SIMULATED_VALUES = "values are not computed on a simulated GPU"
 
@@ -36,6 +36,19 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
             *_account(record, holders),
         )
     )
+
+
+def peak_unknown(record: Record) -> str:
+    """Why the peak that the limit is about is not known, and what can be done about it."""
+    if record.source == "estimated":
+        return f"not estimated: {record.message}"
+    if record.metric == "process":
+        what = f"NVML does not tell what the process holds on {record.place}"
+        others = '"reserved" or "allocated"'
+    else:
+        what = f"the allocator in use keeps no statistics of what is {record.metric}"
+        others = '"process"'
+    return f"not measured: {what}; hold the test to metric={others}"
 
 
 def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str, int]] = ()) -> str:
@@ -70,12 +83,15 @@ def _needed(trace: Trace) -> Iterable[str]:
 
 def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str]:
     card = f" ({record.gpu})" if record.gpu else ""
-    yield f"  device       {record.device}{card}, {record.source}"
+    yield f"  device       {record.place}{card}, {record.source}"
     if record.setup is not None:
         yield f"  setup        {record.setup.model} {record.setup.describe()}"
     yield "  peaks        " + ", ".join(
         f"{metric} {format_size(record.peaks.get(metric))}" for metric in METRICS
     )
+    for device in record.other_devices:
+        sizes = (f"{metric} {format_size(device.peaks.get(metric))}" for metric in METRICS)
+        yield f"  {device.name:<12} {', '.join(sizes)}"
     if record.held_before_bytes:
         yield f"  held before  {format_size(record.held_before_bytes)} allocated"
     if record.components is not None:
