@@ -140,6 +140,9 @@ def clear_frames(error: BaseException, but: Iterable[BaseException] = ()) -> Non
             if not _is_suspended(frame):
                 with suppress(RuntimeError):  # it is running
                     frame.clear()
+                    # Before Python 3.13, a copy of the locals that anyone has asked for lasts, until
+                    # it is asked for again.
+                    frame.f_locals  # noqa: B018
 
 
 def _linked(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
