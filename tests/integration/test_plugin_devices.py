@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("simulated_gpu")
 MIB = 2**20
 
 SEVERAL_GPUS = """
+    import gc
+
     import pytest
     import torch
 
@@ -43,8 +45,12 @@ SEVERAL_GPUS = """
     def test_is_within_the_limit():
         work()
 
+    @pytest.mark.max_vram("2GiB")
     def test_is_recorded():
         hold(50, 1)
+
+    def test_what_is_imported_is_spared_by_collections():
+        assert gc.get_freeze_count() > 50_000
 """
 
 
@@ -52,14 +58,14 @@ def test_every_gpu_is_held_to_the_limit(
     run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     result = run_pytest(SEVERAL_GPUS, "--llmmem-device=sim:h100x2", "--llmmem-report=report.json")
-    result.assert_outcomes(passed=2, failed=2)
+    result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines(
         [
             "peak allocated 0.98 GiB is over the limit of 0.78 GiB by 0.20 GiB",
             "  device       sim:h100 cuda:1 (*",
             "  peaks        allocated 0.98 GiB, reserved 0.98 GiB, *",
             "  cuda:0       allocated 0.69 GiB, reserved 1.38 GiB, *",
-            "  largest *0.98 GiB  test_it.py:5 in hold",
+            "  largest *0.98 GiB  test_it.py:7 in hold",
             "peak reserved 1.38 GiB is over the limit of 1.17 GiB by 0.21 GiB",
             "  device       sim:h100 cuda:0 (*",
             "  cuda:1       allocated 0.98 GiB, *",
