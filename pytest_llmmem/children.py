@@ -91,6 +91,7 @@ def with_children(record: Record, children: ChildPeaks, gpu: SimulatedGpu | None
         notes=(*notes, *_crowded(children, gpu)),
         gpu=record.gpu or gpu.gpu.title + SIMULATED,
         peaks=candidates[decided],
+        gpu_index=record.gpu_index if decided == PYTEST else None,
         processes=tuple(PhaseResult(*part) for part in {**parts, **together}.items()),
         held_before_bytes=record.held_before_bytes if decided == PYTEST else None,
         context_source="modelled",

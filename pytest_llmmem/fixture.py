@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,14 +119,14 @@ class Vram:
         Raises:
             InputError: The name is empty, or one that the report uses itself.
         """
-        if not name or name == "total" or name in PHASES:
+        if not name or name == "total" or name in PHASES or re.fullmatch(r"cuda:\d+", name):
             raise InputError(f"invalid name {name!r}: expected one that no report uses itself")
         if not self._session.has_gpu():
             self._gate.give_up_without_gpu(self._session.advice())
         from llmmem.measurement.window import Window
 
         self._session.initialise_cuda()
-        window = Window(self._session.index, places=True)
+        window = Window(places=True, metric=self._held_to().get("metric", "process"))
         with window:
             yield window
         seen = window.measurement

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +11,7 @@ import pytest
 from llmmem.errors import InputError
 from llmmem.measurement.gpu_errors import is_cuda_error, is_out_of_memory
 from llmmem.report import Record
+from llmmem.results import DevicePeaks
 from pytest_llmmem.failures import (
     INCOMPLETE,
     Ending,
@@ -23,14 +23,15 @@ from pytest_llmmem.failures import (
     skipped_at,
     worst,
 )
+from pytest_llmmem.leftovers import LEFTOVERS
 from pytest_llmmem.marker import Limit, marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
-from pytest_llmmem.verdicts import SIMULATED_VALUES, not_known, over_limit
+from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit, peak_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llmmem.measurement.window import Measurement, Window
+    from llmmem.measurement.window import Measurement, Usage, Window
     from llmmem.program.children import ChildPeaks
     from llmmem.results import PhaseResult
     from pytest_llmmem.session import Session
@@ -62,7 +63,9 @@ class Gate:
         self._session = session
         self._marked = item.get_closest_marker("max_vram") is not None
         self._uses_fixture = "vram" in getattr(item, "fixturenames", ())
-        self._allocations = _allocations()
+        is_about_memory = self._marked or self._uses_fixture
+        self._is_measured = is_about_memory or session.options.measures_every_test
+        self._usage_before = self._usage()
         self._guesses_before = session.guess_clock()
         self._reads_before = session.value_reads.now()
         self._window: Window | None = None
@@ -94,6 +97,8 @@ class Gate:
 
     def before_fixtures(self) -> None:
         """See that the test can be measured at all, and begin if its fixtures count."""
+        if self._is_measured:
+            self._item.config.stash[LEFTOVERS].begin_test()
         if not (self._marked or self._uses_fixture):
             return
         if self._session.options.require_gpu and not self._session.has_real_gpu():
@@ -194,8 +199,9 @@ class Gate:
         self._records.append(record)
         if self.limit is None or record.limit_bytes is None:
             return
+        if record.peak_is_unknown:
+            self._unknown.append(peak_unknown(record))
         if record.peak_bytes is None:
-            self._unknown.append(not_known(record))
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
@@ -335,8 +341,18 @@ class Gate:
         finally:
             del item.addExpectedFailure
 
+    @property
+    def _metric(self) -> str:
+        return self.limit.metric if self.limit else "process"
+
     def _has_allocated(self) -> bool:
-        return _allocations() != self._allocations
+        return self._usage().shows_allocations(since=self._usage_before)
+
+    def _usage(self) -> Usage:
+        """How often GPU memory was allocated; the allocator is asked for measured tests only."""
+        from llmmem.measurement.window import NO_USAGE, usage
+
+        return usage() if self._is_measured else NO_USAGE
 
     @property
     def _has_children(self) -> bool:
@@ -347,10 +363,8 @@ class Gate:
         return () if self._child_peaks is None else self._child_peaks.failures
 
     def _open_window(self) -> None:
-        options = self._session.options
         is_about_memory = self._marked or self._uses_fixture
-        is_asked_for = is_about_memory or self.limit is not None or options.reports
-        if not is_asked_for or options.device.kind == "estimate":
+        if not self._is_measured or self._session.options.device.kind == "estimate":
             return
         if (error := self._session.gpu_error(self.test)) is not None:
             if self._marked:
@@ -363,8 +377,7 @@ class Gate:
             self._session.initialise_cuda()
         if self.limit is not None and self.limit.gpu is not None:
             self._open.enter_context(self._session.capped(self.limit.gpu))
-        _forget_last_failure()
-        self._window = Window(self._session.index, places=is_about_memory)
+        self._window = Window(places=is_about_memory, metric=self._metric)
         self._window.start()
         self._session.children.start()
 
@@ -391,8 +404,10 @@ class Gate:
             notes=measurement.notes,
             test=self.test,
             gpu=measurement.gpu,
-            metric=self.limit.metric if self.limit else "process",
+            metric=self._metric,
             peaks=measurement.peaks,
+            gpu_index=measurement.index,
+            devices=measurement.devices,
             phases=tuple(self.parts),
             context_source=measurement.context_source,
             held_before_bytes=measurement.held_before.allocated,
@@ -411,33 +426,24 @@ def _failed(reason: str) -> BaseException:
 
 
 def _of_both(call: Record, teardown: Record) -> Record:
-    """One record of a test from those of its call and of its teardown: of the larger peak."""
+    """One record of a test from those of its call and of its teardown."""
     larger = max(call, teardown, key=lambda record: record.peak_bytes or 0)
     ending = worst(Ending(record.outcome, record.message) for record in (call, teardown))
-    is_one_device = call.device == teardown.device
+    is_of_one = (call.gpu_index, call.decided_by) == (teardown.gpu_index, teardown.decided_by)
     return replace(
         larger,
         outcome=ending.outcome,
         message=ending.message,
-        peaks=call.peaks.highest(teardown.peaks) if is_one_device else larger.peaks,
+        peaks=call.peaks.highest(teardown.peaks) if is_of_one else larger.peaks,
+        devices=_highest(call.devices, teardown.devices),
         held_before_bytes=call.held_before_bytes,
     )
 
 
-def _allocations() -> int:
-    """How often PyTorch has allocated on a GPU; nothing is imported to find out."""
-    if "torch" not in sys.modules:
-        return 0
-    from llmmem.measurement.window import allocations
-
-    return allocations()
-
-
-def _forget_last_failure() -> None:
-    """Let go of the last test that failed: its traceback keeps all that its frames hold alive.
-
-    pytest does the same a moment later, when the call begins.
-    """
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        if hasattr(sys, name):
-            delattr(sys, name)
+def _highest(
+    devices: Sequence[DevicePeaks], others: Sequence[DevicePeaks]
+) -> tuple[DevicePeaks, ...]:
+    peaks = {device.index: device.peaks for device in devices}
+    for other in others:
+        peaks[other.index] = peaks.get(other.index, other.peaks).highest(other.peaks)
+    return tuple(DevicePeaks(index, peaks[index]) for index in sorted(peaks))

@@ -129,6 +129,11 @@ class Options:
         """Whether a test that finds no GPU has failed, and is not merely skipped."""
         return self.require_gpu or self.device.kind == "cuda"
 
+    @property
+    def measures_every_test(self) -> bool:
+        """Whether tests are measured that ask for nothing themselves."""
+        return bool(self.reports) or self.max_vram_bytes is not None
+
     def describe(self) -> str:
         """The options that differ from their defaults, on one line; empty if there are none."""
         parts = [f"report {path.name}" for path in self.reports]

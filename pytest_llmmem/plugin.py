@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llmmem.fixture import vram
 from pytest_llmmem.gate import GATE, Gate
+from pytest_llmmem.leftovers import LEFTOVERS, Leftovers
 from pytest_llmmem.marker import marker_line
 from pytest_llmmem.options import Options, add_options
 from pytest_llmmem.reporter import Reporter
@@ -36,6 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", marker_line())
     session = _begin(config, config.option)
     config.pluginmanager.register(_BeforeFixtures(), "llmmem-before-fixtures")
+    leftovers = config.stash[LEFTOVERS] = Leftovers(
+        config, measures=session.options.measures_every_test
+    )
+    config.pluginmanager.register(leftovers, "llmmem-leftovers")
     if not hasattr(config, "workerinput"):  # under xdist, only the controller reports
         config.pluginmanager.register(Reporter(config, session.options), "llmmem-reporter")
 

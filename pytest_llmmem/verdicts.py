@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmmem.results import Trace
     from pytest_llmmem.marker import Limit
 
-__all__ = ["PYTEST", "SIMULATED_VALUES", "not_known", "over_limit", "run_failed"]
+__all__ = ["PYTEST", "SIMULATED_VALUES", "over_limit", "peak_unknown", "run_failed"]
 
 SIMULATED_VALUES = "values are not computed on a simulated GPU"
 
@@ -42,6 +42,31 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
     )
 
 
+def peak_unknown(record: Record) -> str:
+    """Why the peak that the limit is about is not known, and what can be done about it."""
+    if record.source == "estimated":
+        return f"not estimated: {record.message}"
+    decided_by = record.decided_by
+    if decided_by not in (None, PYTEST):
+        return _peak_of_child_unknown(record.metric, decided_by)
+    if record.metric == "process":
+        what = f"NVML does not tell what the process holds on {record.place}"
+        others = '"reserved" or "allocated"'
+    else:
+        what = f"the allocator in use keeps no statistics of what is {record.metric}"
+        others = '"process"'
+    return f"not measured: {what}; hold the test to metric={others}"
+
+
+def _peak_of_child_unknown(metric: str, child: str | None) -> str:
+    if metric == "process":
+        return f"not measured: too many processes ran at the same time ({child})"
+    return (
+        f"not measured: the peak of {metric} of {child} is not known (it was killed, runs on, began "
+        'before the test or does not use PyTorch); hold the test to metric="process"'
+    )
+
+
 def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str, int]] = ()) -> str:
     """Why a run did not reach its end, what it needs if that is known, what it had taken."""
     estimate = record.estimate if record.outcome == "oom" else None
@@ -53,25 +78,6 @@ def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str,
             *_account(record, holders),
         )
     )
-
-
-def not_known(record: Record) -> str:
-    """Why a record has no figure for its metric."""
-    if record.source == "estimated":
-        return f"not estimated: {record.message}"
-    decided_by = record.decided_by
-    if decided_by in (None, PYTEST):
-        return (
-            f"not measured: NVML does not tell what the process holds on {record.device}; hold the "
-            'test to metric="reserved" or "allocated"'
-        )
-    if record.metric != "process":
-        return (
-            f"not measured: the peak of {record.metric} of {decided_by} is not known (it was "
-            "killed, runs on, began before the test or does not use PyTorch); hold the test to "
-            'metric="process"'
-        )
-    return f"not measured: too many processes ran at the same time ({decided_by})"
 
 
 def _needs(record: Record) -> str:
@@ -93,13 +99,16 @@ def _needed(trace: Trace) -> Iterable[str]:
 
 def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str]:
     card = f" ({record.gpu})" if record.gpu else ""
-    yield f"  device       {record.device}{card}, {record.source}"
+    yield f"  device       {record.place}{card}, {record.source}"
     if record.setup is not None:
         yield f"  setup        {record.setup.model} {record.setup.describe()}"
     yield "  peaks        " + ", ".join(
         f"{metric} {format_size(record.peaks.get(metric))}" for metric in METRICS
     )
     yield from _processes(record)
+    for device in record.other_devices:
+        sizes = (f"{metric} {format_size(device.peaks.get(metric))}" for metric in METRICS)
+        yield f"  {device.name:<12} {', '.join(sizes)}"
     if record.held_before_bytes:
         yield f"  held before  {format_size(record.held_before_bytes)} allocated"
     if record.components is not None:

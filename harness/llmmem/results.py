@@ -15,6 +15,7 @@ __all__ = [
     "METRICS",
     "PHASES",
     "Components",
+    "DevicePeaks",
     "Estimate",
     "Holder",
     "Outcome",
@@ -67,6 +68,33 @@ class Peaks:
     def from_dict(cls, document: Mapping[str, Any]) -> Peaks:
         """Read what `to_dict` wrote; other keys are left alone."""
         return cls(*(document[f"peak_{metric}_bytes"] for metric in METRICS))
+
+
+@dataclass(frozen=True)
+class DevicePeaks:
+    """The peaks of one of several GPUs.
+
+    Attributes:
+        index: Which one, as PyTorch counts them.
+        peaks: Its peaks in bytes.
+    """
+
+    index: int
+    peaks: Peaks
+
+    @property
+    def name(self) -> str:
+        """Its name in PyTorch, such as ``"cuda:1"``."""
+        return f"cuda:{self.index}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping with the peaks in bytes."""
+        return {"index": self.index, **self.peaks.to_dict()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> DevicePeaks:
+        """Read what `to_dict` wrote."""
+        return cls(document["index"], Peaks.from_dict(document))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DESIGNED_COLUMNS = """
 schema, test, setup, phase, model, task, mode, method, quantization, adapter, optimizer, dtype,
-batch_size, seq_len, gradient_checkpointing, kv_cache, parallel, device, gpu, source, outcome,
+batch_size, seq_len, gradient_checkpointing, kv_cache, parallel, device, gpu, gpu_index, source, outcome,
 message, notes, metric, weights_bytes, gradients_bytes, optimizer_bytes, activations_bytes,
 temporaries_bytes, reserve_bytes, context_bytes, context_source, held_before_bytes,
 peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes, rule_bytes, trace_bytes,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmmem.measurement.allocator_statistics import is_native
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,9 +29,9 @@ def capped(gpu: Gpu, device: int) -> Iterator[None]:
     The card's memory less its CUDA context is what is left for the allocator, which raises
     ``torch.OutOfMemoryError`` past it. Kernels and their workspaces stay those of the device, and
     what bypasses the allocator is not held back. On a device with no more memory than the card
-    nothing is changed.
+    nothing is changed, nor with another allocator than PyTorch's own, which may know no such bound.
     """
-    if not is_smaller(gpu, device):
+    if not is_smaller(gpu, device) or not is_native():
         yield
         return
     total = torch.cuda.get_device_properties(device).total_memory

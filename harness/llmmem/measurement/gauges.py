@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmmem import simgpu
+from llmmem.measurement.allocator_statistics import read_statistics
 from llmmem.measurement.nvml import NvmlMeter
 from llmmem.results import Peaks
 
@@ -53,6 +54,8 @@ class SimulatedMeter:
 class Gauge:
     """The peak counters of one GPU, as bytes allocated, reserved, and held by the process.
 
+    Where the allocator in use keeps no statistics, only what the process holds is known.
+
     Args:
         device: Index of the CUDA device.
     """
@@ -76,20 +79,22 @@ class Gauge:
 
     def take(self) -> Peaks:
         """The peaks since the last time; the counters start anew."""
-        allocated = torch.cuda.max_memory_allocated(self._device)
-        reserved = torch.cuda.max_memory_reserved(self._device)
-        peaks = Peaks(allocated, reserved, self._process.peak(reserved))
-        torch.cuda.reset_peak_memory_stats(self._device)
+        statistics = read_statistics(self._device)
+        if statistics is None:
+            peaks = Peaks(process=self._process.peak(0))
+        else:
+            allocated, reserved = statistics.peak_allocated, statistics.peak_reserved
+            peaks = Peaks(allocated, reserved, self._process.peak(reserved))
+            torch.cuda.reset_peak_memory_stats(self._device)
         self._process.reset()
         return peaks
 
     def held(self) -> Peaks:
         """What is held now."""
-        return Peaks(
-            torch.cuda.memory_allocated(self._device),
-            torch.cuda.memory_reserved(self._device),
-            self._process.held(),
-        )
+        statistics = read_statistics(self._device)
+        if statistics is None:
+            return Peaks(process=self._process.held())
+        return Peaks(statistics.allocated, statistics.reserved, self._process.held())
 
 
 @contextmanager

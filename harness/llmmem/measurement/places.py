@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmmem.measurement.allocator_statistics import is_native
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -44,8 +46,8 @@ class PlaceRecorder:
         self._is_recording = False
 
     def start(self) -> None:
-        """Begin to record, unless the program itself is recording already."""
-        self._is_recording = not torch._C._cuda_isHistoryEnabled()
+        """Begin to record, unless the program itself does, or its allocator keeps no history."""
+        self._is_recording = is_native() and not torch._C._cuda_isHistoryEnabled()
         if self._is_recording:
             torch.cuda.memory._record_memory_history(
                 "all", "alloc", "python", max_entries=MAX_ENTRIES

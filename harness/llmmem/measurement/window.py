@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem import simgpu
 from llmmem.measurement.nvml import SAMPLING_PERIOD_S
-from llmmem.results import Peaks, Source
+from llmmem.results import METRICS, DevicePeaks, Peaks, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from llmmem.simgpu.activation import Moment
 
 __all__ = [
+    "NO_USAGE",
     "Measurement",
+    "Usage",
     "Window",
-    "allocations",
     "cuda_error",
     "cuda_in_use",
+    "holds_memory",
     "release_cached_memory",
+    "usage",
 ]
 
 LARGEST_PLACES = 10
@@ -42,10 +45,11 @@ LARGEST_DIFFERENCE = 0.05
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a window saw of one GPU; with several GPUs, of the one that took the most.
+    """What a window saw of one GPU; with several GPUs, of the one with the highest peak.
 
     Attributes:
         device: Where, such as ``"sim:h100"`` or ``"cuda:0"``.
+        index: Which of several GPUs, as PyTorch counts them; ``None`` where there is one only.
         source: ``simulated`` or ``measured``.
         gpu: The name of the card as torch knows it; ``None`` if CUDA was never initialised.
         peaks: Absolute peaks in bytes, with what was held before.
@@ -55,9 +59,11 @@ class Measurement:
             was allocated in the window.
         context_source: Where peak process - peak reserved comes from.
         notes: What else decides how to read the figures.
+        devices: The peaks of every GPU that was in use, where there are several.
     """
 
     device: str
+    index: int | None
     source: Source
     gpu: str | None
     peaks: Peaks
@@ -66,25 +72,57 @@ class Measurement:
     places: tuple[Place, ...] = ()
     context_source: Literal["modelled", "measured"] | None = None
     notes: tuple[str, ...] = ()
+    devices: tuple[DevicePeaks, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How often memory of all GPUs has been allocated and freed in this process.
+
+    Attributes:
+        allocations: How often it was allocated; ``None`` where nobody counts.
+        frees: How often a block went back to PyTorch's allocator.
+    """
+
+    allocations: int | None
+    frees: int
+
+    def shows_allocations(self, since: Usage) -> bool:
+        """Whether it is known that memory was allocated since then."""
+        counts = (self.allocations, since.allocations)
+        return None not in counts and self.allocations != since.allocations
+
+    def may_differ(self, since: Usage) -> bool:
+        """Whether memory may have been allocated or freed since then."""
+        return self.allocations is None or self != since
+
+
+NO_USAGE = Usage(0, 0)
 
 
 class Window:
     """Measures the GPU memory of this process between `start` and `stop`; a context manager.
 
-    To begin with, garbage is collected and the allocator gives back what it does not need, so that
-    figures do not depend on what ran before.
+    At the start, garbage is collected and the allocator gives back what it does not need, so that
+    figures do not depend on what ran before; at the end of the outermost window it gives back what
+    was cached meanwhile.
 
     Args:
         device: Index of the CUDA device to watch; by default all that are visible.
         places: Whether to tell which lines held the peak, for which every allocation is recorded
-            with its stack. It takes CUDA to be in use already, and no other window around.
+            with its stack. CUDA must be in use already, and no other window be open.
+        metric: One of `results.METRICS`: of several GPUs, the figures are of the one where it is
+            highest.
     """
 
-    def __init__(self, device: int | None = None, *, places: bool = False) -> None:
+    def __init__(
+        self, device: int | None = None, *, places: bool = False, metric: str = "process"
+    ) -> None:
         self._device = device
         self._wants_places = places
+        self._metric = metric
         self._places: PlaceRecorder | None = None
-        self._allocations = 0
+        self._usage = NO_USAGE
         self._began: Moment | None = None
         self._held_before: Mapping[int, Peaks] = {}
         self._peaks: dict[int, Peaks] = {}
@@ -118,7 +156,7 @@ class Window:
     def start(self) -> None:
         """Begin to measure."""
         release_cached_memory()
-        self._allocations = allocations()
+        self._usage = usage()
         simulated = simgpu.active()
         self._began = None if simulated is None else simulated.moment()
         is_only = _counters.add(self)
@@ -131,8 +169,10 @@ class Window:
 
     def stop(self) -> Measurement:
         """End, and say what was measured."""
-        _counters.remove(self)
+        is_last = _counters.remove(self)
         self._measurement = self._account()
+        if is_last:
+            _empty_cache()
         return self._measurement
 
     def collect(self, device: int, peaks: Peaks) -> None:
@@ -146,16 +186,14 @@ class Window:
         simulated = simgpu.active()
         exact = simulated is not None and simulated.tells_process_bytes
         nothing = Peaks(0, 0, 0 if exact else None)
-        device = max(
-            self._watched(self._peaks),
-            key=lambda index: self._peaks[index].reserved or 0,
-            default=self._device or 0,
-        )
-        peaks = self._peaks.get(device, nothing)
+        watched = [DevicePeaks(index, self._peaks[index]) for index in self._watched(self._peaks)]
+        fullest = max(watched, key=self._height, default=DevicePeaks(self._device or 0, nothing))
+        device, peaks = fullest.index, fullest.peaks
         held_before = self._held_before.get(device, nothing)
         source: Source = "measured" if simulated is None else "simulated"
         return Measurement(
-            device=f"cuda:{device}" if simulated is None else f"sim:{simulated.gpu.name}",
+            device=fullest.name if simulated is None else f"sim:{simulated.gpu.name}",
+            index=device if len(watched) > 1 else None,
             source=source,
             gpu=cuda.get_device_name(device) if (cuda := _cuda()) is not None else None,
             peaks=peaks,
@@ -164,20 +202,32 @@ class Window:
             places=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
             notes=_notes(peaks, self._began),
+            devices=tuple(filter(_in_use, watched)) if len(watched) > 1 else (),
         )
 
+    def _height(self, device: DevicePeaks) -> tuple[int, int]:
+        """By what the fullest GPU is found; what is not known is below all that is."""
+        peak = device.peaks.get(self._metric)
+        return (-1 if peak is None else peak, device.peaks.reserved or 0)
+
     def _touched(self) -> bool:
-        if allocations() != self._allocations:
+        if usage().shows_allocations(since=self._usage):
             return True
-        # A library can allocate without PyTorch: then the process has grown, by more than the
-        # context, which may come of asking for the properties of a device.
+        return any(map(self._has_grown, self._watched(self._peaks)))
+
+    def _has_grown(self, device: int) -> bool:
+        """Whether the device shows that memory was allocated which nobody has counted.
+
+        A library can allocate without PyTorch, and not every allocator counts. The context alone is
+        no sign: it may come of asking for the properties of a device.
+        """
+        peaks, held = self._peaks[device], self._held_before.get(device, Peaks())
+        if peaks == Peaks():  # nothing is known
+            return True
         simulated = simgpu.active()
         context = 0 if simulated is None else simulated.context_bytes
-        for device in self._watched(self._peaks):
-            held = self._held_before.get(device, Peaks()).process or 0
-            if (self._peaks[device].process or 0) > max(held, context):
-                return True
-        return False
+        grown_process = (peaks.process or 0) > max(held.process or 0, context)
+        return grown_process or (peaks.allocated or 0) > (held.allocated or 0)
 
     def _held_by(self, device: int, peaks: Peaks, held_before: Peaks) -> tuple[Place, ...]:
         if self._places is None:
@@ -206,13 +256,15 @@ class _Counters:
         self._windows.append(window)
         return len(self._windows) == 1
 
-    def remove(self, window: Window) -> None:
-        """Close a window."""
+    def remove(self, window: Window) -> bool:
+        """Close a window; whether it was the only one."""
         self.collect()
         self._windows.remove(window)
-        if not self._windows:
-            self._in_use.close()
-            self._gauges.clear()
+        if self._windows:
+            return False
+        self._in_use.close()
+        self._gauges.clear()
+        return True
 
     def held(self) -> Mapping[int, Peaks]:
         """What is held now of every GPU; nothing as long as CUDA is not in use."""
@@ -272,23 +324,50 @@ def cuda_error() -> str | None:
 def release_cached_memory() -> None:
     """Make PyTorch's allocator give back all memory that no live tensor needs.
 
-    A GPU that does not work in this process any more is left alone.
+    Garbage is collected in full, also before CUDA is in use: how long cycles live that a program
+    makes afterwards depends on when the collector ran last. A GPU that does not work in this process
+    any more is left alone.
     """
+    if "torch" not in sys.modules or cuda_error() is not None:
+        return
+    gc.collect()
+    _empty_cache()
+
+
+def _empty_cache() -> None:
     cuda = _cuda()
     if cuda is None or cuda_error() is not None:
         return
-    gc.collect()
     sys.modules["torch"]._C._cuda_clearCublasWorkspaces()
     cuda.empty_cache()
 
 
-def allocations() -> int:
-    """How often PyTorch's allocator has handed out a block in this process, on all GPUs."""
+def holds_memory() -> bool:
+    """Whether live tensors hold memory of any GPU, or may do so for all that is known."""
     cuda = _cuda()
     if cuda is None:
-        return 0
-    stats = (cuda.memory_stats(device) for device in range(cuda.device_count()))
-    return sum(int(values.get("allocation.all.allocated", 0)) for values in stats)
+        return False
+    from llmmem.measurement.allocator_statistics import read_statistics
+
+    found = (read_statistics(device) for device in range(cuda.device_count()))
+    return any(statistics is None or statistics.allocated > 0 for statistics in found)
+
+
+def usage() -> Usage:
+    """How often GPU memory has been allocated and freed so far; torch is not imported for it."""
+    simulated = simgpu.active()
+    past_allocators = 0 if simulated is None else simulated.allocations
+    cuda = _cuda()
+    if cuda is None:
+        return Usage(past_allocators, 0)
+    from llmmem.measurement.allocator_statistics import is_native, read_statistics
+
+    if not is_native():
+        return Usage(None if simulated is None else past_allocators, 0)
+    found = [read_statistics(device) for device in range(cuda.device_count())]
+    allocations = sum(statistics.allocations for statistics in found if statistics)
+    frees = sum(statistics.frees for statistics in found if statistics)
+    return Usage(past_allocators + allocations, frees)
 
 
 def _cuda() -> Any:
@@ -296,6 +375,11 @@ def _cuda() -> Any:
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     return cuda if cuda is not None and cuda.is_initialized() else None
+
+
+def _in_use(device: DevicePeaks) -> bool:
+    """Whether anything is known to have been held on the device."""
+    return any(device.peaks.get(metric) for metric in METRICS)
 
 
 def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
@@ -306,7 +390,7 @@ def _context_source(peaks: Peaks) -> Literal["modelled", "measured"] | None:
 
 def _notes(peaks: Peaks, began: Moment | None) -> tuple[str, ...]:
     simulated = simgpu.active()
-    notes = () if simulated is None else simulated.notes_since(began)
+    notes = _allocator_notes() + (() if simulated is None else simulated.notes_since(began))
     if peaks.process is None:
         hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
         return (*notes, hidden)
@@ -314,3 +398,12 @@ def _notes(peaks: Peaks, began: Moment | None) -> tuple[str, ...]:
         return notes
     period_ms = 1000 * SAMPLING_PERIOD_S
     return (f"what the process holds beside the allocator was sampled every {period_ms:g} ms",)
+
+
+def _allocator_notes() -> tuple[str, ...]:
+    if _cuda() is None:
+        return ()
+    from llmmem.measurement.allocator_statistics import allocator_note
+
+    note = allocator_note()
+    return () if note is None else (note,)

@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem.guesses import GUESS
-from llmmem.results import COMPONENTS, METRICS, Components, Estimate, Peaks, PhaseResult
+from llmmem.results import (
+    COMPONENTS,
+    METRICS,
+    Components,
+    DevicePeaks,
+    Estimate,
+    Peaks,
+    PhaseResult,
+)
 from llmmem.setups import Setup
 
 if TYPE_CHECKING:
@@ -43,6 +51,7 @@ COLUMNS: Mapping[str, str] = {
     "parallel": "string",
     "device": "string",
     "gpu": "string",
+    "gpu_index": "Int64",
     "source": "string",
     "outcome": "string",
     "message": "string",
@@ -76,7 +85,7 @@ COLUMNS: Mapping[str, str] = {
 
 
 #: Columns that reports of earlier versions lack: they are read as missing values.
-ADDED_COLUMNS = frozenset({"notes", *(f"needed_{metric}_bytes" for metric in METRICS)})
+ADDED_COLUMNS = frozenset({"notes", "gpu_index", *(f"needed_{metric}_bytes" for metric in METRICS)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,9 @@ class Record:
         limit_bytes: The most that the metric may reach.
         baseline_bytes: What the metric was.
         step_seconds: Wall time of a step.
+        gpu_index: Which of several GPUs the peaks are of, as PyTorch counts them: the one where the
+            metric is highest.
+        devices: The peaks of every GPU that was in use, where there are several.
         versions: Versions of libraries, CUDA and driver by name.
         estimate: The estimate of the same setup.
     """
@@ -128,6 +140,8 @@ class Record:
     limit_bytes: int | None = None
     baseline_bytes: int | None = None
     step_seconds: float | None = None
+    gpu_index: int | None = None
+    devices: tuple[DevicePeaks, ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=dict)
     estimate: Estimate | None = None
 
@@ -224,6 +238,7 @@ class Record:
             "components": asdict(self.components) if self.components else None,
             "phases": [phase.to_dict() for phase in self.phases],
             "processes": [process.to_dict() for process in self.processes],
+            "devices": [device.to_dict() for device in self.devices],
             "versions": dict(self.versions),
             "estimate": self.estimate.to_dict() if self.estimate else None,
         }
@@ -241,6 +256,7 @@ class Record:
             components=Components(**components) if components else None,
             phases=tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
             processes=tuple(map(PhaseResult.from_dict, document["processes"])),
+            devices=tuple(DevicePeaks.from_dict(device) for device in document["devices"]),
             versions=document["versions"],
             estimate=Estimate.from_dict(estimate) if estimate else None,
         )
@@ -264,6 +280,24 @@ class Record:
     def peak_bytes(self) -> int | None:
         """The peak of the record's metric; of an estimate that is cut short, what is needed."""
         return (self.needed if self.is_cut_short else self.peaks).get(self.metric)
+
+    @property
+    def peak_is_unknown(self) -> bool:
+        """Whether the peak of the metric is not known, of any GPU that was in use."""
+        unknown = (device.peaks.get(self.metric) is None for device in self.devices)
+        return self.peak_bytes is None or any(unknown)
+
+    @property
+    def place(self) -> str:
+        """The device, and which one of several simulated ones."""
+        if self.gpu_index is None or self.source != "simulated":
+            return self.device
+        return f"{self.device} cuda:{self.gpu_index}"
+
+    @property
+    def other_devices(self) -> tuple[DevicePeaks, ...]:
+        """Every other GPU that was in use."""
+        return tuple(device for device in self.devices if device.index != self.gpu_index)
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -302,13 +336,15 @@ class Record:
         return self._trace_error(self.trace_bytes, self.peaks.allocated)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of a report, `TOTAL` first, then one per phase and process; missing values are ``None``.
+        """Rows of a report; missing values are ``None``.
 
-        Notes, limit, baseline, the closed form, what is needed and what was held before are about the
-        whole, so they are on the first row only.
+        The first is `TOTAL`. One per phase follows, and one per GPU where several were in use, which
+        goes by its name in PyTorch (``cuda:1``). Notes, limit, baseline, the closed form, what is
+        needed and what was held before are about the whole, so they are on the first row only.
         """
         about = self._about()
         total = {
+            "gpu_index": self.gpu_index,
             "notes": "; ".join(self.notes) or None,
             "held_before_bytes": self.held_before_bytes,
             "rule_bytes": self.rule_bytes,
@@ -326,6 +362,11 @@ class Record:
             yield self._row(about, phase, traced.get(phase.phase))
         for process in self.processes:
             yield self._row(about, process, None)
+        for device in self.devices if len(self.devices) > 1 else ():
+            where: dict[str, Any] = {"gpu_index": device.index}
+            if self.source == "measured":
+                where["device"] = device.name
+            yield self._row(about | where, PhaseResult(device.name, device.peaks), None)
 
     def _about(self) -> dict[str, Any]:
         """What all rows of the record share."""
@@ -382,6 +423,7 @@ _PLAIN = (
     "limit_bytes",
     "baseline_bytes",
     "step_seconds",
+    "gpu_index",
 )
 
 

@@ -151,7 +151,7 @@ def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _groups(record: Record) -> dict[str, list[_Line]]:
     """The lines of each group of a record's figures; none where nothing is known."""
-    place = f"{record.device} ({record.gpu})" if record.device == "estimate" else record.device
+    place = f"{record.device} ({record.gpu})" if record.device == "estimate" else record.place
     components = asdict(record.components) if record.components else {}
     return {
         "name": [("", text) for text in _name(record)],

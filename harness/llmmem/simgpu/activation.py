@@ -137,6 +137,11 @@ class SimulatedGpu:
         return self._account.unknown_reads()
 
     @property
+    def allocations(self) -> int:
+        """How often this process has allocated device memory, past any allocator, so far."""
+        return self._account.allocations()
+
+    @property
     def tells_process_bytes(self) -> bool:
         """Whether what this process holds is known; a fault of NVML hides it, as on a real GPU."""
         return self.faults.nvml is None

@@ -33,7 +33,7 @@ class Account:
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
         core.sim_cudnn_attention_unknown.argtypes = []
         core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
-        for name in ("sim_early_answers", "sim_unknown_reads"):
+        for name in ("sim_allocations", "sim_early_answers", "sim_unknown_reads"):
             function = getattr(core, name)
             function.argtypes, function.restype = [], ctypes.c_uint64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
@@ -96,6 +96,10 @@ class Account:
     def peak_process_bytes(self, device: int) -> int:
         """The most it held since the start or the last reset."""
         return int(self._core.sim_peak_process_bytes(device))
+
+    def allocations(self) -> int:
+        """How often this process has allocated device memory, on all devices."""
+        return int(self._core.sim_allocations())
 
     def cudnn_attention_unknown(self) -> int | None:
         """Bytes that one plan of cuDNN attention may take beyond what is accounted.

@@ -56,6 +56,7 @@ static table regions = {.width = sizeof(sim_region)};
 static table physicals = {.width = sizeof(physical)};
 static table mappings = {.width = sizeof(mapping)};
 static uint64_t last_handle;
+static uint64_t allocations;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
@@ -352,6 +353,13 @@ size_t sim_outside_bytes(int device) {
     return bytes;
 }
 
+uint64_t sim_allocations(void) {
+    acquire();
+    uint64_t count = allocations;
+    release();
+    return count;
+}
+
 size_t sim_free_bytes(int device) {
     const device_account *a = &accounts[device];
     acquire();
@@ -414,6 +422,8 @@ static void trim_pool(device_account *a, size_t keep) {
     pool->reserved = wanted;
 }
 
+static bool is_device_memory(sim_kind kind) { return kind == SIM_DEVICE || kind == SIM_POOL || kind == SIM_MANAGED; }
+
 static bool charge_region(const sim_region *r) {
     device_account *a = &accounts[r->device];
     switch (r->kind) {
@@ -450,10 +460,12 @@ uintptr_t sim_allocate(sim_kind kind, size_t size, int device) {
     bool charged = charge_region(&r);
     if (charged) {
         r.address = on_host ? host_memory(r.extent) : find_gap(r.extent);
-        if (r.address)
+        if (r.address) {
             insert(&regions, &r);
-        else
+            allocations += is_device_memory(kind);
+        } else {
             discharge_region(&r);
+        }
     }
     release();
     return r.address;
@@ -465,7 +477,7 @@ static bool is_any_mapped(uintptr_t address, size_t size) {
 }
 
 static bool may_free(sim_kind asked, const sim_region *found) {
-    if (asked == SIM_DEVICE) return found->kind == SIM_DEVICE || found->kind == SIM_POOL || found->kind == SIM_MANAGED;
+    if (asked == SIM_DEVICE) return is_device_memory(found->kind);
     if (asked == SIM_RESERVED && is_any_mapped(found->address, found->extent)) return false;
     return asked == found->kind;
 }
@@ -532,6 +544,7 @@ uint64_t sim_physical_create(size_t size, int device) {
     open_context(device);
     if (charge(&accounts[device], size)) {
         p.handle = ++last_handle;
+        allocations++;
         insert(&physicals, &p);
     }
     release();

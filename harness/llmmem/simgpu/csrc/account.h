@@ -84,6 +84,8 @@ SIM_API size_t sim_process_bytes(int device);
 SIM_API size_t sim_peak_process_bytes(int device);
 SIM_API void sim_reset_peak(int device);
 SIM_API size_t sim_free_bytes(int device);
+/* How often device memory (managed and pooled memory included) was allocated, on all devices. */
+SIM_API uint64_t sim_allocations(void);
 /* What another process holds of a device (faults.h). */
 SIM_API size_t sim_outside_bytes(int device);
 
