@@ -1,17 +1,20 @@
 """The worker: a server that imports everything once and forks a clean process for each job.
 
-``python -m llmmem.worker DEVICE`` reads jobs from standard input and writes replies to standard
-output, one JSON document a line. The first reply is ``{"ready": pid}`` or a refusal. A job is
-``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds}`` (``gpu``
-is the card to assume, or to cap a run to), a run also with ``"faults": text``
-(`llmmem.simgpu.Faults`) for a simulated GPU and with ``"estimate"``: null, or the job of an estimate to
-make beside it, whose reply is then the run's ``"estimate"``. A reply is one of
+``python -m llmmem.worker DEVICE PARENT`` reads jobs from standard input and writes replies to
+standard output, one JSON document a line, until standard input or the process PARENT ends. The first
+reply is ``{"ready": pid}`` or a refusal. A job is
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds,
+"host_memory": bytes}`` (``gpu`` is the card to assume, or to cap a run to), a run also with
+``"faults": text`` (`llmmem.simgpu.Faults`) for a simulated GPU and with ``"estimate"``: null, or the
+job of an estimate to make beside it, whose reply is then the run's ``"estimate"`` and which shares
+the run's limit of host memory. A reply is one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
 - ``{"raised": text}``, an exception that llmmem did not expect,
 - ``{"died": text}``, the end of the process without an answer,
-- ``{"timeout": seconds}``.
+- ``{"timeout": seconds}``,
+- ``{"host_memory": bytes}``, the limit that the job did not keep to.
 
 CUDA is not initialised in the server, so a child starts with a clean allocator and context of its
 own, and may crash, hang or run out of memory without harm to the next. What a run needs is imported
@@ -23,27 +26,29 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
-import signal
 import sys
-import time
-import traceback
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmmem.devices import Device, parse_device
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.forks import Forks
+from llmmem.parents import end_with_parent
 from llmmem.setups import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
 
-__all__ = ["main", "serve"]
+    from llmmem.forks import Fork
+
+__all__ = ["answer", "main", "serve"]
 
 
-def main(device: str) -> None:
-    """Serve jobs for the device until standard input ends."""
+def main(device: str, parent: str) -> None:
+    """Serve jobs for the device until standard input or the parent, a process id, ends."""
+    end_with_parent(int(parent))
     # Replies have a file of their own: whatever libraries print goes to standard error.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -108,71 +113,24 @@ def _keep() -> None:
 
 def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
     beside = job.get("estimate")
-    estimate = None if beside is None else _Child(device, beside)
-    # On a real GPU a run is timed, and has the host to itself.
-    estimated = estimate.reply() if estimate is not None and device.kind == "cuda" else None
-    _share(device, job)
-    reply = _Child(device, job).reply()
-    if estimate is not None:
-        reply["estimate"] = estimated or estimate.reply()
+    with Forks(job["host_memory"]) as forks:
+        estimate = None if beside is None else _start(forks, device, beside)
+        # On a real GPU a run is timed, and has the host to itself.
+        estimated = forks.reply(estimate) if estimate and device.kind == "cuda" else None
+        with forks.watched():
+            _share(device, job)
+        reply = forks.reply(_start(forks, device, job))
+        if estimate is not None:
+            reply["estimate"] = estimated or forks.reply(estimate)
     return reply
 
 
-class _Child:
-    """A fork of this process that does one job."""
-
-    def __init__(self, device: Device, job: Mapping[str, Any]) -> None:
-        self._timeout: float | None = job["timeout"]
-        self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        # A file in memory: the child need not wait until somebody reads its answer.
-        self._answer = os.memfd_create("answer")
-        self._process = os.fork()
-        if self._process == 0:
-            _child(device, job, self._answer)
-
-    def reply(self) -> dict[str, Any]:
-        """What came of the job, once the child has ended; it is killed when its time is over."""
-        with os.fdopen(self._answer, "rb") as file:
-            if not self._ends_in_time():
-                os.kill(self._process, signal.SIGKILL)
-                os.waitpid(self._process, 0)
-                return {"timeout": self._timeout}
-            _, status = os.waitpid(self._process, 0)
-            file.seek(0)
-            answer = file.read()
-        if status == 0 and answer:  # a child that was killed may have written half of it
-            reply: dict[str, Any] = json.loads(answer)
-            return reply
-        return {"died": _how_it_died(status)}
-
-    def _ends_in_time(self) -> bool:
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        end = os.pidfd_open(self._process)
-        try:
-            return bool(select.select([end], [], [], left)[0])
-        finally:
-            os.close(end)
+def _start(forks: Forks, device: Device, job: Mapping[str, Any]) -> Fork:
+    return forks.start(partial(answer, device, job), job["timeout"])
 
 
-def _how_it_died(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exited with code {code} before it had a result"
-
-
-def _child(device: Device, job: Mapping[str, Any], answer: int) -> None:
-    """Do the job, write the answer, and end without the server's clean-up. Never returns."""
-    try:
-        text = json.dumps(_answer(device, job)).encode()
-        with os.fdopen(answer, "wb") as file:
-            file.write(text)
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+def answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes of a job that is done in this process: a result, a refusal or what was raised."""
     try:
         setup = Setup.from_mapping(job["setup"])
         if job["action"] == "estimate":
@@ -190,7 +148,6 @@ def _answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
     except (InputError, UnsupportedError) as error:
         return _refused(error)
     except Exception as error:  # models and libraries may raise anything
-        traceback.print_exc()
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return {"raised": "; ".join((text, *_guesses()))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmmem.cli.setup_options import read_setup, setup_options
+from llmmem.cli.signals import SignalledError, ended_by_signals
 from llmmem.errors import InputError, LlmmemError, UnsupportedError, unknown
+from llmmem.forks import DEFAULT_TIMEOUT
+from llmmem.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +29,7 @@ DONE = 0
 NOT_OK = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+MOST_HOST_MEMORY = 2**60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 an outcome other than ok or something that this machine cannot do, 2 bad input,
-        130 interrupted.
+        128 and the number of the signal that ended it.
     """
     try:
-        return int(command.main(arguments, prog_name="llmmem", standalone_mode=False) or DONE)
+        with ended_by_signals():
+            code = int(command.main(arguments, prog_name="llmmem", standalone_mode=False) or DONE)
+            sys.stdout.flush()
+            return code
     except click.UsageError as error:
         return _refuse(error.format_message(), BAD_INPUT)
     except InputError as error:
@@ -47,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error), NOT_OK)
     except click.Abort:
         return _refuse("interrupted", INTERRUPTED)
+    except SignalledError as ended:
+        return _refuse(str(ended), 128 + ended.signal)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _refuse(message: str, code: int) -> int:
@@ -101,14 +114,53 @@ def command(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def _read_timeout(_: click.Context, __: click.Parameter, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise InputError(f"invalid timeout {value!r}: expected seconds above zero")
+    return value
+
+
+def _read_host_memory(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    size = parse_size(value)
+    if size > MOST_HOST_MEMORY:
+        raise InputError(f"invalid host memory {value!r}: no machine has so much")
+    return size
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    default=DEFAULT_TIMEOUT,
+    show_default=True,
+    metavar="S",
+    callback=_read_timeout,
+    help="Give up after so many seconds.",
+)
+_host_memory = click.option(
+    "--host-memory",
+    metavar="SIZE",
+    callback=_read_host_memory,
+    help="Host memory that it may take, such as 8GiB.  [default: 80% of what is free]",
+)
 
 
 @command.command()
 @setup_options
 @click.option("--gpu", metavar="GPU", help="Card of the catalogue to assume; see llmmem gpus.")
+@_timeout
+@_host_memory
 @_json
-def estimate(source: str, gpu: str | None, as_json: bool, **options: Any) -> int:
+def estimate(
+    source: str,
+    gpu: str | None,
+    timeout: float,
+    host_memory: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Estimate the memory of a step without running it.
 
     Closed-form rules and a trace on the meta device are shown side by side.
@@ -121,14 +173,9 @@ def estimate(source: str, gpu: str | None, as_json: bool, **options: Any) -> int
         from llmmem.catalogue.gpus import find_gpu
 
         gpu = find_gpu(gpu).name
-    from llmmem.estimation.alone import estimate_alone
+    from llmmem.runner import estimate_in_fork
 
-    try:
-        result = estimate_alone(setup, gpu)
-    except LlmmemError:
-        raise
-    except Exception as error:  # models and libraries may raise anything
-        raise LlmmemError(f"could not estimate: {type(error).__name__}: {error}") from error
+    result = estimate_in_fork(setup, gpu, timeout=timeout, host_memory=host_memory)
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -147,13 +194,20 @@ def estimate(source: str, gpu: str | None, as_json: bool, **options: Any) -> int
     metavar="DEVICE",
     help="auto, cuda, cuda:N, sim, sim:GPU or sim:GPUxN.",
 )
-@click.option("--timeout", type=float, metavar="S", help="End the run after so many seconds.")
+@_timeout
+@_host_memory
 @click.option(
     "--estimate/--no-estimate", "beside", default=True, help="Estimate too.  [default: estimate]"
 )
 @_json
 def run(
-    source: str, device: str, timeout: float | None, beside: bool, as_json: bool, **options: Any
+    source: str,
+    device: str,
+    timeout: float,
+    host_memory: int | None,
+    beside: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Run a step and show what memory it took.
 
@@ -162,18 +216,16 @@ def run(
     MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
     of setup keys takes its place; the options win over its keys.
     """
-    from llmmem.runner import DEFAULT_TIMEOUT, Runner
+    from llmmem.runner import Runner
 
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise InputError(f"invalid timeout {timeout!r}: expected seconds above zero")
     setup = read_setup(source, options)
-    with Runner(device) as runner:
+    with Runner(device, host_memory=host_memory) as runner:
         if device == "auto" and runner.device.kind == "estimate":
             raise UnsupportedError(
                 "there is no GPU, and none can be simulated: llmmem doctor says what is missing, "
                 "and llmmem estimate needs none"
             )
-        result = runner.run(setup, estimate=beside, timeout=timeout or DEFAULT_TIMEOUT)
+        result = runner.run(setup, estimate=beside, timeout=timeout)
     if as_json:
         _print_json(result.to_dict())
     else:
@@ -243,9 +295,12 @@ def execute(device: str, output: str | None, as_json: bool, program: tuple[str, 
     metavar="REPORT.csv",
     help="The table; the page lies beside it.  [default: reports/accuracy-<device>.csv]",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N")
+@_host_memory
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="Only the first N setups.")
-def validate(device: str, output: Path | None, jobs: int, first: int | None) -> None:
+def validate(
+    device: str, output: Path | None, jobs: int, host_memory: int | None, first: int | None
+) -> None:
     """Run and estimate every setup of the accuracy matrix, and write how far off estimates are.
 
     What the table has already is not run again: an interrupted run can be continued.
@@ -260,7 +315,12 @@ def validate(device: str, output: Path | None, jobs: int, first: int | None) -> 
     table.parent.mkdir(parents=True, exist_ok=True)
     cases = matrix()[:first]
     check(
-        cases, device, table, jobs=jobs, progress=lambda row: click.echo(_progress(row), err=True)
+        cases,
+        device,
+        table,
+        jobs=jobs,
+        host_memory=host_memory,
+        progress=lambda row: click.echo(_progress(row), err=True),
     )
     page = table.with_suffix(".md")
     to = "" if output is None else f" --output {output}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 
 import click
 
+from llmmem.documents import read_document
 from llmmem.errors import InputError
 from llmmem.setups import (
     ADAPTER_DTYPES,
@@ -132,7 +133,7 @@ def _is_model(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_document(path)
     except (OSError, ValueError):
         return path.name == "config.json"
     return isinstance(document, dict) and "model_type" in document

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED, find_gpu
 from llmmem.errors import InputError
+from llmmem.parents import killed_with_parent
 from llmmem.program.ledger import (
     DIRECTORY_VARIABLE,
     hand_on,
@@ -96,7 +98,13 @@ def _run(command: Sequence[str], environment: dict[str, str], stdout: IO[str] | 
     """The exit status; below zero the number of the signal that ended it."""
     with _signals_passed_on() as started:
         try:
-            process = subprocess.Popen(command, env=environment, stdout=stdout)
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=stdout,
+                # No other thread runs yet, and this one, the main thread, is the last to end.
+                preexec_fn=partial(killed_with_parent, os.getpid()),  # noqa: PLW1509
+            )
         except OSError as error:
             raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
         with process:
@@ -123,7 +131,10 @@ def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
             process.send_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup's program is not told either
+            signal.signal(number, pass_on)
     try:
         yield started
     finally:

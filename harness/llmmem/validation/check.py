@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 from queue import SimpleQueue
@@ -84,15 +84,19 @@ def validate(
     path: Path,
     *,
     jobs: int = 1,
+    host_memory: int | None = None,
     progress: Callable[[Row], None] = lambda row: None,
 ) -> None:
     """Run and estimate the cases that the table at `path` does not have yet, and add their rows.
+
+    An error or an interrupt ends at once what is running; the rows that are known stay.
 
     Args:
         cases: The cases.
         device: Where to run them.
         path: The table, a .csv; made if it is not there.
         jobs: How many at a time, each in processes of its own.
+        host_memory: As of `Runner`, for each of them.
         progress: Called with each row as it is known.
 
     Raises:
@@ -103,25 +107,37 @@ def validate(
     left = [case for case in cases if case.setup.key() not in done]
     lock = Lock()
     with ExitStack() as stack:
-        runners: SimpleQueue[Runner] = SimpleQueue()
-        for _ in range(jobs):
-            runners.put(stack.enter_context(Runner(device)))
+        runners = [
+            stack.enter_context(Runner(device, host_memory=host_memory)) for _ in range(jobs)
+        ]
+        idle: SimpleQueue[Runner] = SimpleQueue()
+        for runner in runners:
+            idle.put(runner)
 
         def check(case: Case) -> None:
-            runner = runners.get()
+            runner = idle.get()
             try:
                 row = _row(case, runner.run(case.setup))
             except InputError as error:
                 row = _refused(case, str(error))
             finally:
-                runners.put(runner)
+                idle.put(runner)
             with lock:
                 _append(path, row)
                 progress(row)
 
-        with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(check, left):
-                pass
+        pool = stack.enter_context(ThreadPoolExecutor(jobs))
+        futures = [pool.submit(check, case) for case in left]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                for runner in runners:  # one may just have begun
+                    runner.close()
+                wait(futures, timeout=0.05)
+            raise
 
 
 def _setups_of(path: Path) -> Iterator[str]:

@@ -1,0 +1,51 @@
+"""Processes that end with the one that started them, however that one ends (Linux).
+
+The kernel tells a process when the *thread* that started it has ended (``PR_SET_PDEATHSIG``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+__all__ = ["end_with_parent", "killed_with_parent"]
+
+_PR_SET_PDEATHSIG = 1
+_NOTICE = signal.SIGUSR1
+
+
+def killed_with_parent(parent: int) -> None:
+    """From here on the kernel kills this process when the thread that started it ends.
+
+    Args:
+        parent: The process id of the parent; if it is not the parent any more, it has ended.
+    """
+    _tell_of_the_end_of_the_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_parent(parent: int) -> None:
+    """From here on this process ends with its parent, but not with a mere thread of the parent.
+
+    It ends as soon as its main thread runs Python code or waits. Call it in the main thread.
+
+    Args:
+        parent: As in `killed_with_parent`.
+    """
+
+    def end_if_orphaned(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGHUP)
+
+    signal.signal(_NOTICE, end_if_orphaned)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_NOTICE})  # a mask is inherited
+    _tell_of_the_end_of_the_parent(_NOTICE)
+    end_if_orphaned()
+
+
+def _tell_of_the_end_of_the_parent(number: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
