@@ -22,6 +22,8 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmmem.catalogue.models import find_model, nearest_models
+from llmmem.config_bounds import check_config
+from llmmem.documents import read_document
 from llmmem.errors import InputError, UnsupportedError, unknown
 from llmmem.parallel import create_shards, fully_shard_layers
 
@@ -143,6 +145,8 @@ def load_config(setup: Setup) -> PretrainedConfig:
     named = Path(setup.model)
     if path is None and (named.suffix == ".json" or named.is_absolute()):
         raise InputError(f"cannot read model {setup.model!r}: no such file or directory")
+    if path is not None:
+        _check_local(path, setup.model)
     with quiet_libraries():
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -150,6 +154,8 @@ def load_config(setup: Setup) -> PretrainedConfig:
             )
         except Exception as error:  # a config class may raise anything on a bad value
             raise _unreadable(setup.model, path is not None, error) from error
+    if path is None:
+        check_config(config.to_dict(), setup.model)
     if own := getattr(config, "quantization_config", None):
         method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
         raise UnsupportedError(
@@ -162,6 +168,17 @@ def load_config(setup: Setup) -> PretrainedConfig:
             # The heads on decoders look for the last token that is not padding.
             config.pad_token_id = 0
     return config
+
+
+def _check_local(path: Path, model: str) -> None:
+    """Check the numbers of a config before its class makes something of them."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        document = read_document(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, True, error) from error
+    if isinstance(document, Mapping):
+        check_config(document, model)
 
 
 def local_config(model: str) -> Path | None:

@@ -14,7 +14,7 @@ ACCEPTED_DEVICES = "auto, cuda, cuda:N, sim, sim:GPU, sim:GPUxN, estimate"
 DEFAULT_SIMULATED_GPU = "h100"
 MOST_SIMULATED_GPUS = 16
 
-_CUDA = re.compile(r"cuda(?::(?P<index>\d+))?", re.ASCII)
+_CUDA = re.compile(r"cuda(?::(?P<index>\d{1,9}))?", re.ASCII)
 _COUNTED = re.compile(r"(?P<gpu>.+)x0*(?P<count>\d+)", re.ASCII)
 
 

@@ -7,12 +7,12 @@ keys that do not apply are ``None``, and a contradiction raises `InputError`.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from llmmem.documents import check_plain, read_document
 from llmmem.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "DTYPES",
     "METHODS",
     "MODES",
+    "MOST_LABELS",
     "OPTIMIZERS",
     "QUANTIZATIONS",
     "TASKS",
@@ -38,6 +39,7 @@ ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHES = ("dynamic", "static")
 PARALLEL_STRATEGIES = ("fsdp2", "ddp")
 FOUR_BIT = ("nf4", "fp4")
+MOST_LABELS = 1_000_000
 
 LORA: Mapping[str, Any] = {
     "peft_type": "LORA",
@@ -185,6 +187,7 @@ class Setup:
                 raise unknown("setup key", key, names)
         if "model" not in keys:
             raise InputError("a setup needs the key 'model'")
+        _check_plain(keys)
         optional = {"parallel", "max_grad_norm", "attention", "adapter_dtype"}
         given: dict[str, Any] = {
             key: None if key in optional and value == "none" else deepcopy(value)
@@ -249,18 +252,21 @@ class Setup:
             value = getattr(self, key)
             if value is not None and value not in choices:
                 raise unknown(key, value, choices)
-        for key in _COUNTS:
+        _check_plain({key: getattr(self, key) for key in ("adapter", "optimizer_args", "parallel")})
+        for key, most in _MOST.items():
             value = getattr(self, key)
-            if value is not None and (not _is_integer(value) or value < 1):
-                raise InputError(f"invalid {key} {value!r}: expected a whole number above zero")
+            if value is not None:
+                _check_count(key, value, most)
         for key in ("double_quant", "kbit_prepare"):
             if not isinstance(getattr(self, key), bool | None):
                 raise InputError(f"invalid {key} {getattr(self, key)!r}: expected true or false")
         norm = self.max_grad_norm
         if norm is not None and (
-            isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0
+            isinstance(norm, bool)
+            or not isinstance(norm, int | float)
+            or not 0 < norm < float("inf")
         ):
-            raise InputError(f"invalid max_grad_norm {norm!r}: expected a number above zero")
+            raise InputError(f"invalid max_grad_norm {norm!r}: expected a finite number above zero")
         self._check_tables()
 
     def _check_tables(self) -> None:
@@ -360,14 +366,17 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
     "kv_cache": KV_CACHES,
 }
-_COUNTS = (
-    "batch_size",
-    "seq_len",
-    "gradient_accumulation_steps",
-    "num_labels",
-    "new_tokens",
-    "steps",
-)
+#: Counts, with bounds that no real job meets: past them a run or an estimate would take all the
+#: memory or time of the host.
+_MOST: Mapping[str, int] = {
+    "batch_size": 2**20,
+    "seq_len": 2**24,
+    "gradient_accumulation_steps": 2**16,
+    "num_labels": MOST_LABELS,
+    "new_tokens": 2**20,
+    "steps": 1_000_000,
+}
+MOST_RANKS = 2**17
 
 
 def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
@@ -377,12 +386,8 @@ def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
         InputError: The file cannot be read, is not valid TOML or JSON, or holds no valid setup.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read setup {str(path)!r}: {error}") from error
-    try:
-        keys = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+        keys = read_document(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read setup {str(path)!r}: {error}") from error
     if not isinstance(keys, dict):
         raise InputError(f"cannot read setup {str(path)!r}: expected a table of keys")
@@ -392,7 +397,7 @@ def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
 def _read_parallel(value: object) -> Any:
     """The table that ``"fsdp2:64"`` stands for; any other value is left for the setup to check."""
     strategy, colon, size = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or not size.isdecimal():
+    if not colon or not size.isdecimal() or len(size) > 18:
         return value
     return {"strategy": strategy, "world_size": int(size)}
 
@@ -409,10 +414,19 @@ def _check_parallel(parallel: object) -> None:
             raise unknown("key of parallel", key, accepted)
     if parallel.get("strategy") not in PARALLEL_STRATEGIES:
         raise unknown("parallel strategy", parallel.get("strategy"), PARALLEL_STRATEGIES)
-    size = parallel.get("world_size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(f"invalid world_size {size!r}: expected a whole number above zero")
+    _check_count("world_size", parallel.get("world_size"), MOST_RANKS)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_count(key: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"invalid {key} {value!r}: expected a whole number above zero")
+    if value > most:
+        raise InputError(f"invalid {key} {value}: expected {most} at most")
+
+
+def _check_plain(keys: Mapping[str, Any]) -> None:
+    for key, value in keys.items():
+        try:
+            check_plain(value)
+        except ValueError as error:
+            raise InputError(f"invalid {key}: {error}") from error
