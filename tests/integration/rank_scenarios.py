@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -218,12 +217,14 @@ def no_call() -> None:
     group = dist.new_group([0, 1])
     dist.barrier(group=group)
     os.environ["LLMMEM_RANK_TIMEOUT"] = "0.3"
+    store = dist.distributed_c10d._get_default_store()
     if RANK == 0:
         text = failure(lambda: dist.all_reduce(on_gpu([1]), group=group))
         assert "rank 0 waits in all_reduce of 1 int64" in text, text
         assert "LLMMEM_RANK_TIMEOUT" in text, text
+        store.set("rank 0 has waited", "")
     del os.environ["LLMMEM_RANK_TIMEOUT"]
-    time.sleep(0.5)
+    store.wait(["rank 0 has waited"])
 
 
 def no_peer() -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +20,7 @@ from llmmem.cli.show import show_estimate, show_run
 from llmmem.results import COMPONENTS, Estimate, RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_process_bytes")
@@ -40,7 +37,7 @@ def llmmem(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=900,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},  # asking a hub that is not there takes time
     )
 
@@ -347,34 +344,6 @@ def test_a_run_that_does_not_fit_exits_1_with_its_document() -> None:
     assert document["outcome"] == "oom"
     assert "CUDA out of memory. Tried to allocate" in document["message"]
     assert document["estimate"] is None
-
-
-@needs_simulated_gpu
-def test_an_interrupted_run_ends_at_once_and_leaves_nobody_behind(
-    descendants: Callable[[int], list[int]],
-) -> None:
-    arguments = ["run", LLAMA, "--device=sim", "--steps=100000", "--no-estimate"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "llmmem", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: len(descendants(running.pid)) == 2, seconds=60)  # the worker, the run
-    family = descendants(running.pid)
-    running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=60)  # at once, on a machine that is not busy
-
-    assert running.returncode == 130
-    assert (stdout, stderr.split()) == ("", ["llmmem:", "interrupted"])
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), seconds=5)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 def test_a_device_that_only_estimates_runs_nothing() -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def execute(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=900,
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
     )
 
@@ -75,16 +74,14 @@ def test_json_is_all_there_is_on_standard_output() -> None:
 
 
 def test_a_request_to_end_reaches_the_program() -> None:
-    command = [sys.executable, "-m", "llmmem", "exec", "sh", "-c", "echo up; exec sleep 60"]
+    command = [sys.executable, "-m", "llmmem", "exec", "sh", "-c", "echo up; exec sleep 3600"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        began = time.monotonic()
         process.terminate()
-        _, printed = process.communicate()
-    assert time.monotonic() - began < 30
+        _, printed = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert "killed by signal 15 (Terminated)" in printed
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,35 +95,30 @@ def test_an_estimate_that_fails_beside_a_run_leaves_a_note(runner):
 
 
 @needs_simulated_gpu
-def test_a_crash_is_a_result_and_the_next_run_is_unharmed(descendants):
-    with Runner("sim:h100") as runner:
-        before = descendants(os.getpid())
-        killer = threading.Thread(target=_crash_the_run, args=(descendants, before))
-        killer.start()
-        result = runner.run(Setup(model=LLAMA, steps=2000), estimate=False)
-        killer.join()
-        assert result.outcome == "crashed"
-        assert "SIGSEGV" in result.message
-        after = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)
-        assert after.outcome == "ok"
+def test_threads_that_share_a_runner_get_the_results_of_their_own_setups(runner):
+    def peak(seq_len):
+        result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=seq_len), estimate=False)
+        return result.setup.seq_len, result.peaks.allocated
+
+    lengths = [128, 256, 128, 256]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(peak, lengths))
+    assert [length for length, _ in together] == lengths
+    assert together == [peak(128), peak(256)] * 2
+    assert len(set(together)) == 2
 
 
-def _crash_the_run(descendants, before):
-    """Send SIGSEGV to the run: the second of the worker's processes that is new, after its server."""
-    deadline = time.monotonic() + 60
-    new = []
-    while len(new) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-        new = [pid for pid in descendants(os.getpid()) if pid not in before and _is_worker(pid)]
-    os.kill(new[1], signal.SIGSEGV)
-
-
-def _is_worker(pid):
-    """Whether it is the server or a run: to import libraries, compilers may be started too."""
-    try:
-        return b"llmmem.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
-        return False
+@needs_simulated_gpu
+def test_a_run_that_takes_too_much_host_memory_is_ended_and_its_outcome_says_so(
+    runner, monkeypatch
+):
+    monkeypatch.setenv("LLMMEM_HOST_MEMORY", "2GiB")
+    # PEFT creates an adapter on the host: 16 GB for each layer.
+    adapter = {"peft_type": "LORA", "r": 2_000_000, "target_modules": ["q_proj"]}
+    result = runner.run(Setup(model=LLAMA, adapter=adapter, seq_len=128), estimate=False)
+    assert result.outcome == "crashed"
+    assert "more than 2.00 GiB of host memory" in result.message
+    assert "--host-memory" in result.message
 
 
 @needs_simulated_gpu

@@ -212,8 +212,9 @@ torch.cuda.init()
 with NvmlMeter(0, period_s=0.001) as meter:
     held = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
     reserved = torch.cuda.max_memory_reserved()
-    time.sleep(0.1)
-    peak = meter.peak(reserved)
+    deadline = time.monotonic() + 60  # the sampling thread may have to wait for its turn
+    while (peak := meter.peak(reserved)) < reserved and time.monotonic() < deadline:
+        time.sleep(0.01)
     del held
     torch.cuda.empty_cache()
     meter.reset()

@@ -195,7 +195,7 @@ def a_gpu_that_is_lost() -> Any:
 
 
 def a_slow_allocation() -> Any:
-    with gpu.inject("allocation_seconds=0.2"):
+    with gpu.inject("allocation_seconds=1"):
         began = time.perf_counter()
         hold(50 * MIB)
         allocated = time.perf_counter()

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import time
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -184,7 +183,8 @@ def seen_by_a_child(program: Callable[[], None] = lambda: None) -> list[Any]:
     os.close(writer)
     with os.fdopen(reader) as pipe:
         answer: list[Any] = json.load(pipe)
-    time.sleep(0.05)  # it has ended, and nobody has asked for its status
+    # It has ended, and nobody has asked for its status.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     left = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(devices()[0])]
     assert left in ([], [os.getpid()]), left
     os.waitpid(child, 0)

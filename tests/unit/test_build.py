@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmmem.build import build, load_config, skeleton, weight_tensors
 from llmmem.catalogue.models import find_model
+from llmmem.config_bounds import check_config
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.setups import Setup
 
@@ -442,3 +443,36 @@ def test_tokens_that_an_adapter_puts_first_need_positions_too(tiny_model, peft_t
     build(setup_of(model, adapter=adapter, seq_len=rows - 20), CPU)
     with pytest.raises(InputError, match="64 positions, of which the adapter takes 20"):
         build(setup_of(model, adapter=adapter, seq_len=rows - 19), CPU)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": -5}, "invalid num_hidden_layers -5"),
+        ({"num_hidden_layers": 10**9}, "invalid num_hidden_layers 1000000000 .* from 0 to 10000"),
+        ({"num_labels": 10**9}, "invalid num_labels 1000000000"),
+        ({"hidden_size": -64}, "invalid hidden_size -64"),
+        ({"text_config": {"n_layer": 10**6}}, "invalid text_config.n_layer 1000000"),
+    ],
+)
+def test_a_config_of_sizes_that_no_model_has_is_refused_before_anything_is_built(
+    tmp_path, changed, message
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama", **changed}))
+    with pytest.raises(InputError, match=message):
+        load_config(Setup(model=str(path)))
+
+
+def test_every_config_of_transformers_is_within_the_bounds():
+    from transformers import CONFIG_MAPPING
+
+    checked = 0
+    for name in CONFIG_MAPPING:
+        try:
+            config = CONFIG_MAPPING[name]().to_dict()
+        except Exception:  # some have no defaults, or need a library
+            continue
+        check_config(config, name)
+        checked += 1
+    assert checked > 100

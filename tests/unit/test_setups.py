@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -58,6 +59,22 @@ def test_keys_that_do_not_apply_are_none():
         ({"seq_len": "2048"}, "seq_len '2048'"),
         ({"steps": 1.0}, "steps 1.0"),
         ({"max_grad_norm": -1}, "max_grad_norm -1"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm inf"),
+        ({"batch_size": 10**9}, "batch_size 1000000000: expected 1048576 at most"),
+        ({"seq_len": 10**12}, "seq_len 1000000000000"),
+        ({"steps": 10**9}, "steps 1000000000"),
+        ({"gradient_accumulation_steps": 10**9}, "gradient_accumulation_steps 1000000000"),
+        ({"mode": "generate", "new_tokens": 10**9}, "new_tokens 1000000000"),
+        (
+            {"task": "sequence-classification", "num_labels": 10**9},
+            "num_labels 1000000000: expected 1000000 at most",
+        ),
+        (
+            {"parallel": {"strategy": "ddp", "world_size": 10**9}},
+            "world_size 1000000000: expected 131072 at most",
+        ),
+        ({"adapter": {"peft_type": "LORA", "lora_alpha": float("nan")}}, "adapter: nan is not a"),
+        ({"optimizer_args": {"lr": {1, 2}}}, "optimizer_args: {1, 2} is neither"),
         ({"model": ""}, "model ''"),
         ({"adapter": {"r": 8}}, "peft_type"),
         ({"adapter": "lora"}, "adapter 'lora'"),
@@ -168,3 +185,17 @@ def test_the_short_name_tells_setups_apart():
         model="m", method="qlora", batch_size=4, gradient_checkpointing=True, optimizer="sgd"
     )
     assert setup.describe() == "qlora bfloat16 4x2048 checkpointing sgd"
+
+
+def test_documents_that_no_reader_survives_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "setup.json"
+    path.write_text('{"model": ' + "[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_setup(path)
+    path.write_text('{"model": "m", "adapter": ' + '{"a": ' * 500 + "1" + "}" * 501)
+    with pytest.raises(InputError, match="nested more than 32 deep"):
+        load_setup(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="not a file"):
+        load_setup(path)

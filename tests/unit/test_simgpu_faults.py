@@ -89,8 +89,8 @@ def test_a_process_that_grows_leaves_less_room_at_every_allocation(value: Any) -
 
 def test_a_slow_allocation_takes_its_time_and_what_is_cached_does_not(value: Any) -> None:
     first, second = value("a_slow_allocation")
-    assert first >= 0.2
-    assert second < 0.2
+    assert first >= 1
+    assert second < 1
 
 
 # ---- NVML ---------------------------------------------------------------------------------------
