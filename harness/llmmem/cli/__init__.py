@@ -30,6 +30,7 @@ NOT_OK = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 MOST_HOST_MEMORY = 2**60
+LONGEST_LINE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str, code: int) -> int:
-    click.echo(f"llmmem: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # a value that was given is thousands of letters long
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    click.echo(f"llmmem: {line}", err=True)
     return code
 
 
