@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["DEFAULT_REPORT", "Options", "add_options"]
+__all__ = ["DEFAULT_REPORT", "Options", "add_options", "separate_report_option"]
+
+REPORT = "--llmmem-report"
 
 DEFAULT_REPORT = "reports/llmmem.csv"
 AUTO = Device("auto")
@@ -36,13 +38,13 @@ def add_options(parser: pytest.Parser) -> None:
     """Register the options, each with its key of the ini file."""
     group = parser.getgroup("llmmem", "GPU memory (llmmem)")
     group.addoption(
-        "--llmmem-report",
+        REPORT,
         action="append",
         nargs="?",
         const="",
         metavar="PATH",
         help="Write what was measured to PATH (.csv, .json or .md; relative to rootdir; can be "
-        f"given more than once). Without PATH: a table at the end, and {DEFAULT_REPORT}.",
+        f"given more than once). Without =PATH: a table at the end, and {DEFAULT_REPORT}.",
     )
     group.addoption(
         "--llmmem-device",
@@ -70,6 +72,25 @@ def add_options(parser: pytest.Parser) -> None:
         "llmmem_require_gpu", "Default of --llmmem-require-gpu.", type="bool", default=None
     )
     parser.addini("llmmem_max_vram", "Default of --llmmem-max-vram.", default=None)
+
+
+def separate_report_option(args: list[str]) -> bool:
+    """Keep ``--llmmem-report`` from taking the argument after it, such as ``tests/``, for its path.
+
+    argparse cannot tell ``--option PATH`` from ``--option=PATH``, so the option alone is rewritten
+    to have an empty path, which stands for none.
+
+    Args:
+        args: The command line, changed in place.
+
+    Returns:
+        Whether anything was rewritten.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    alone = [position for position in range(end) if args[position] == REPORT]
+    for position in alone:
+        args[position] = f"{REPORT}="
+    return bool(alone)
 
 
 @dataclass(frozen=True)

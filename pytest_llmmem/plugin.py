@@ -10,7 +10,7 @@ from pytest_llmmem.fixture import vram
 from pytest_llmmem.gate import GATE, Gate
 from pytest_llmmem.leftovers import LEFTOVERS, Leftovers
 from pytest_llmmem.marker import marker_line
-from pytest_llmmem.options import Options, add_options
+from pytest_llmmem.options import Options, add_options, separate_report_option
 from pytest_llmmem.reporter import Reporter
 from pytest_llmmem.session import SESSION, Session, load_simulated_gpu
 
@@ -27,9 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
     """Load the simulated GPU if asked for, before a conftest can import torch."""
-    _begin(early_config, early_config.known_args_namespace)
+    command_line = early_config.known_args_namespace
+    if separate_report_option(args):
+        again = parser.parse_known_args(args)
+        # pytest reads the conftests of these paths next.
+        command_line.file_or_dir = again.file_or_dir
+        command_line.llmmem_report = again.llmmem_report
+    _begin(early_config, command_line)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -259,3 +259,20 @@ def test_without_cuda_in_torch_the_simulated_gpu_is_a_usage_error_with_what_to_i
     result = run_pytest(PLAIN, "--llmmem-device=sim:rtx4090")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: --llmmem-device=sim:rtx4090: {problems[0]}"])
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_path_after_the_report_option_is_a_path_of_tests(
+    pytester: pytest.Pytester, run_pytest: Callable[..., pytest.RunResult], workers: str
+) -> None:
+    pytester.makepyfile(
+        **{
+            "others/conftest": "def pytest_addoption(parser): parser.addoption('--of-others')",
+            "others/test_other": "def test_other(request):"
+            " assert request.config.getoption('--of-others') == 'x'",
+        }
+    )
+    result = run_pytest(PLAIN, workers, "--llmmem-report", "others", "--of-others=x")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["llmmem: device auto, report llmmem.csv"])
+    assert pytester.path.joinpath("reports/llmmem.csv").is_file()
