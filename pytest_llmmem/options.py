@@ -13,7 +13,7 @@ from llmmem.errors import InputError
 from llmmem.report import check_report_path
 from llmmem.simgpu.faults import Faults, faults_from_environment
 from llmmem.simgpu.side_streams import SideStreams, side_streams_from_environment
-from llmmem.units import format_size, parse_size
+from pytest_llmmem.marker import Limit, max_vram
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +29,8 @@ AUTO = Device("auto")
 NO_FAULTS = Faults()
 
 Value = TypeVar("Value")
+
+MOST_DIGITS = 100  # far beyond any size, and what Python still reads
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
@@ -102,7 +104,7 @@ class Options:
         table: Whether to show the report at the end.
         device: Where to measure.
         require_gpu: Whether only what was measured on a real GPU will do.
-        max_vram_bytes: Limit for tests without a marker.
+        max_vram: Limit for tests without a marker.
         faults: What is to go wrong on simulated GPUs.
         side_streams: When work on their side streams ends.
     """
@@ -111,7 +113,7 @@ class Options:
     table: bool = False
     device: Device = AUTO
     require_gpu: bool = False
-    max_vram_bytes: int | None = None
+    max_vram: Limit | None = None
     faults: Faults = NO_FAULTS
     side_streams: SideStreams = "early"
 
@@ -134,7 +136,7 @@ class Options:
             table="" in paths,
             device=given.value("device", parse_device, cls.device),
             require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
-            max_vram_bytes=given.value("max_vram", _parse_limit, cls.max_vram_bytes),
+            max_vram=given.value("max_vram", _parse_limit, cls.max_vram),
             faults=_from_environment(faults_from_environment),
             side_streams=_from_environment(side_streams_from_environment),
         )
@@ -153,13 +155,13 @@ class Options:
     @property
     def measures_every_test(self) -> bool:
         """Whether tests are measured that ask for nothing themselves."""
-        return bool(self.reports) or self.max_vram_bytes is not None
+        return bool(self.reports) or self.max_vram is not None
 
     def describe(self) -> str:
         """The options that differ from their defaults, on one line; empty if there are none."""
         parts = [f"report {path.name}" for path in self.reports]
-        if self.max_vram_bytes is not None:
-            parts.insert(0, f"limit {format_size(self.max_vram_bytes)} on the peak of the process")
+        if self.max_vram is not None:
+            parts.insert(0, f"limit {self.max_vram.size} on the peak of the process")
         if self.require_gpu:
             parts.insert(0, "a real GPU is required")
         if parts or self.device.kind != "auto":
@@ -217,9 +219,10 @@ def _from_environment(read: Callable[[], Value]) -> Value:
         raise pytest.UsageError(str(error)) from error
 
 
-def _parse_limit(text: str) -> int:
+def _parse_limit(text: str) -> Limit:
     # Bytes are digits only: on a command line and in a file even a whole number is text.
-    return parse_size(int(text) if text.isdecimal() else text)
+    is_bytes = text.isdecimal() and len(text) < MOST_DIGITS
+    return max_vram(int(text) if is_bytes else text)
 
 
 def _parse_switch(value: str | bool) -> bool:

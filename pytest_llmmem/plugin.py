@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llmmem.fixture import vram
 from pytest_llmmem.gate import GATE, Gate
+from pytest_llmmem.landing import land_in_test
 from pytest_llmmem.leftovers import LEFTOVERS, Leftovers
 from pytest_llmmem.marker import marker_line
 from pytest_llmmem.options import Options, add_options, separate_report_option
@@ -44,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and what reports at the end."""
     config.addinivalue_line("markers", marker_line())
     session = _begin(config, config.option)
+    if not _runs_tests(config):
+        return
     config.pluginmanager.register(_BeforeFixtures(), "llmmem-before-fixtures")
     leftovers = config.stash[LEFTOVERS] = Leftovers(
         config, measures=session.options.measures_every_test
@@ -64,8 +67,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Read the marker first of all."""
     session = item.config.stash[SESSION]
-    session.share_with_children()
     gate = item.stash[GATE] = Gate(item, session)
+    if not _runs_tests(item.config):
+        yield
+        return
+    session.share_with_children()
     gate.read_marker()
     with gate.setup():
         yield
@@ -101,12 +107,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     earlier.
     """
     gate = item.stash.get(GATE, None)
-    if gate is None:
+    if gate is None or not _runs_tests(item.config):
         return
     error = None if call.excinfo is None else call.excinfo.value
     verdict = gate.verdict(call.when, error)
     if verdict is not None and verdict is not error:
         call.excinfo = _raised(verdict)
+    land_in_test(item, call)
     if call.when == "teardown":
         gate.leave()
 
@@ -137,6 +144,12 @@ def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
         raise error
     except BaseException:
         return pytest.ExceptionInfo.from_current()
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether tests are run, not only collected or set up: else nothing is measured or said."""
+    only = ("collectonly", "setuponly", "setupplan")
+    return not any(config.getoption(name, default=False) for name in only)
 
 
 def _begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:

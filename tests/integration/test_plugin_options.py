@@ -56,7 +56,7 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     header = (
-        "llmmem: device auto, a real GPU is required, limit 0.93 GiB on the peak of the process, "
+        "llmmem: device auto, a real GPU is required, limit {} on the peak of the process, "
         "report a.json, report b.md"
     )
     pytester.makeini(
@@ -69,12 +69,12 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
         llmmem_max_vram = 1GB
         """
     )
-    run_pytest(PLAIN).stdout.fnmatch_lines([header])
+    run_pytest(PLAIN).stdout.fnmatch_lines([header.format("1GB (0.93 GiB)")])
     pytester.makeini("[pytest]\n")
     monkeypatch.setenv("LLMMEM_REPORT", "a.json:b.md")
     monkeypatch.setenv("LLMMEM_REQUIRE_GPU", "1")
     monkeypatch.setenv("LLMMEM_MAX_VRAM", str(10**9))
-    run_pytest(PLAIN).stdout.fnmatch_lines([header])
+    run_pytest(PLAIN).stdout.fnmatch_lines([header.format("0.93 GiB")])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,11 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
             "--llmmem-report: *'out.txt' *.csv, .json*",
         ),
         (["--llmmem-max-vram=24gb"], {}, "--llmmem-max-vram: invalid size '24gb': *"),
+        (
+            ["--llmmem-max-vram=9223372037GB"],
+            {},
+            "--llmmem-max-vram: *'9223372037GB'* below 2[*][*]63 *",
+        ),
         (["--llmmem-require-gpu", "--llmmem-device=sim"], {}, "*contradict*"),
         (["--llmmem-require-gpu", "--llmmem-device=estimate"], {}, "*contradict*"),
         ([], {"LLMMEM_REQUIRE_GPU": "maybe"}, "LLMMEM_REQUIRE_GPU: invalid value 'maybe' *"),
