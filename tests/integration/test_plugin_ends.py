@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import pandas as pd  # noqa: F401, before pytester, which forgets what tests import
@@ -37,10 +38,8 @@ ENDS = """
 @pytest.mark.parametrize(
     ("end", "workers"),
     [
-        ("os._exit(0)", "-n0"),
         ("os.kill(os.getpid(), signal.SIGTERM)", "-n0"),
         ("os.kill(os.getppid(), signal.SIGKILL)", "-n1"),
-        ("pytest.exit('enough', returncode=0)", "-n0"),
     ],
 )
 def test_a_session_that_ends_early_leaves_what_it_had_and_says_that_it_is_incomplete(
@@ -66,24 +65,33 @@ def test_a_session_that_ends_early_leaves_what_it_had_and_says_that_it_is_incomp
     assert "test_before" in page
 
 
-def test_an_older_report_is_gone_before_the_first_test(
-    run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("import os; os._exit(1)", "the session did not reach its end"),
+        ("import pytest; pytest.exit('enough', 0)", "interrupted (*enough)"),
+        ("assert False", "interrupted (*1 error during collection)"),
+        ("def test_it(): assert False", "stopped early (stopping after 1 failures)"),
+    ],
+)
+def test_an_older_report_gives_way_to_one_that_says_why_it_is_incomplete(
+    run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester, end: str, message: str
 ) -> None:
     pytester.path.joinpath("out.csv").write_text("of an older session")
 
-    run_pytest("import os; os._exit(1)", "--llmmem-report=out.csv", "-n0")
+    run_pytest(end, "--llmmem-report=out.csv", "-n0", "--maxfail=1")
 
-    report = load_report(pytester.path / "out.csv")
-    assert list(report["outcome"]) == ["incomplete"]
+    (row,) = load_report(pytester.path / "out.csv").to_dict("records")
+    assert row["outcome"] == "incomplete"
+    assert fnmatch(row["message"], f"*{message}*")
 
 
 ONLY_PLANNED = """
     import pytest
-    import torch
 
     @pytest.fixture
     def model():
-        return torch.empty(1 << 20, dtype=torch.uint8)
+        return bytearray(1 << 20)
 
     @pytest.mark.max_vram("1MiB")
     def test_marked(model):
