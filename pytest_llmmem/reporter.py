@@ -67,9 +67,12 @@ class Reporter:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files; one that cannot be written fails the session."""
-        if session.shouldfail:
-            self._ended_early = f"the session stopped early ({session.shouldfail})"
-        self._files.finish(self._records(), self._ended_early)
+        ended_early = self._ended_early
+        if session.shouldfail and not ended_early:
+            ended_early = f"the session stopped early ({session.shouldfail})"
+        elif session.exitstatus == pytest.ExitCode.USAGE_ERROR:
+            ended_early = "the session did not begin: an error of usage"
+        self._files.finish(self._records(), ended_early)
         if self._files.errors and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,

@@ -69,7 +69,7 @@ def test_a_session_that_ends_early_leaves_what_it_had_and_says_that_it_is_incomp
     ("end", "message"),
     [
         ("import os; os._exit(1)", "the session did not reach its end"),
-        ("import pytest; pytest.exit('enough', 0)", "interrupted (*enough)"),
+        ("def test_it(): import pytest; pytest.exit('enough', 0)", "interrupted (*enough)"),
         ("assert False", "interrupted (*1 error during collection)"),
         ("def test_it(): assert False", "stopped early (stopping after 1 failures)"),
     ],
