@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["failures_land_in"]
+__all__ = ["land_in_test"]
 
 
 def land_in_test(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

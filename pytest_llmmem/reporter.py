@@ -65,15 +65,15 @@ class Reporter:
         if error:
             self._crashed.append(str(getattr(getattr(node, "gateway", None), "id", node)))
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the files; one that cannot be written fails the session."""
         ended_early = self._ended_early
         if session.shouldfail and not ended_early:
             ended_early = f"the session stopped early ({session.shouldfail})"
-        elif session.exitstatus == pytest.ExitCode.USAGE_ERROR:
+        elif exitstatus == pytest.ExitCode.USAGE_ERROR:
             ended_early = "the session did not begin: an error of usage"
         self._files.finish(self._records(), ended_early)
-        if self._files.errors and session.exitstatus in (
+        if self._files.errors and exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
