@@ -64,6 +64,7 @@ class Vram:
         Raises:
             InputError: The setup is not valid.
         """
+        __tracebackhide__ = True
         runner = self._runner()
         if runner.device.kind == "estimate":
             estimate = self._estimate(self._setup(setup))
@@ -102,6 +103,7 @@ class Vram:
         Raises:
             InputError: The setup or the card is not valid.
         """
+        __tracebackhide__ = True
         return self._estimate(self._setup(setup), gpu)
 
     @contextmanager
@@ -119,6 +121,7 @@ class Vram:
         Raises:
             InputError: The name is empty, or one that the report uses itself.
         """
+        __tracebackhide__ = True
         if not name or name == "total" or name in PHASES or re.fullmatch(r"cuda:\d+", name):
             raise InputError(f"invalid name {name!r}: expected one that no report uses itself")
         if not self._session.has_gpu():
@@ -133,12 +136,14 @@ class Vram:
         self._gate.parts.append(PhaseResult(name, seen.peaks))
 
     def _runner(self) -> Runner:
+        __tracebackhide__ = True
         try:
             return self._session.runner()
         except UnsupportedError as error:
             self._gate.give_up_without_gpu(str(error))
 
     def _setup(self, setup: Setup | Mapping[str, Any] | str | Path) -> Setup:
+        __tracebackhide__ = True
         if isinstance(setup, Setup):
             return setup
         if isinstance(setup, Mapping):
@@ -150,6 +155,7 @@ class Vram:
         )
 
     def _estimate(self, setup: Setup, gpu: str | None = None) -> Estimate:
+        __tracebackhide__ = True
         try:
             estimate = self._runner().estimate(setup, gpu)
         except UnsupportedError as error:
@@ -194,7 +200,9 @@ class Vram:
 
     def _held_to(self) -> dict[str, Any]:
         limit = self._gate.limit
-        return {} if limit is None else {"metric": limit.metric, "limit_bytes": limit.bytes}
+        if limit is None:
+            return {}
+        return {"metric": limit.metric, "limit": limit.written, "limit_bytes": limit.bytes}
 
 
 @pytest.fixture

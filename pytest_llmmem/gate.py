@@ -24,7 +24,7 @@ from pytest_llmmem.failures import (
     worst,
 )
 from pytest_llmmem.leftovers import LEFTOVERS
-from pytest_llmmem.marker import Limit, marker_of
+from pytest_llmmem.marker import marker_of
 from pytest_llmmem.records import NOT_MEASURED, TestRecords, forget, store
 from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit, peak_unknown
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llmmem.measurement.window import Measurement, Usage, Window
     from llmmem.program.children import ChildPeaks
     from llmmem.results import PhaseResult
+    from pytest_llmmem.marker import Limit
     from pytest_llmmem.session import Session
 
 __all__ = ["GATE", "Gate"]
@@ -91,9 +92,8 @@ class Gate:
         except InputError as error:
             invalid = pytest.fail.Exception(f"{self.test}: {error}", pytrace=False)
             raise invalid from None
-        default = self._session.options.max_vram_bytes
-        if self.limit is None and default is not None:
-            self.limit = Limit(default)
+        if self.limit is None:
+            self.limit = self._session.options.max_vram
 
     def before_fixtures(self) -> None:
         """See that the test can be measured at all, and begin if its fixtures count."""
@@ -214,10 +214,12 @@ class Gate:
 
     def give_up(self, reason: str) -> NoReturn:
         """End the test, because it cannot be measured here."""
+        __tracebackhide__ = True
         raise self._not_measured(reason)
 
     def give_up_without_gpu(self, reason: str) -> NoReturn:
         """End the test, because there is no GPU; where one was promised, that is a failure."""
+        __tracebackhide__ = True
         if self._session.options.promises_gpu:
             pytest.fail(f"not measured: {reason}", pytrace=False)
         pytest.skip(f"not measured: {reason}")
@@ -411,6 +413,7 @@ class Gate:
             phases=tuple(self.parts),
             context_source=measurement.context_source,
             held_before_bytes=measurement.held_before.allocated,
+            limit=self.limit.written if self.limit else None,
             limit_bytes=self.limit.bytes if self.limit else None,
             versions=self._session.versions(),
         )

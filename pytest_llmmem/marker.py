@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmmem.errors import InputError, unknown
 from llmmem.results import METRICS
-from llmmem.units import format_size, parse_size
+from llmmem.units import format_written, parse_size
 
 if TYPE_CHECKING:
     import pytest
@@ -29,15 +29,23 @@ class Limit:
         metric: Which of `METRICS` it is about.
         scope: Whether it is about the test's call, or about its setup and teardown as well.
         gpu: The card whose memory it is, if it was given as one.
+        written: The limit as it was written, such as ``"24GB"``, if it was text.
     """
 
     bytes: int
     metric: str = "process"
     scope: Literal["call", "test"] = "call"
     gpu: Gpu | None = None
+    written: str | None = None
+
+    @property
+    def size(self) -> str:
+        """The limit as it was written, and in GiB: ``"24GB (22.35 GiB)"``."""
+        return format_written(self.bytes, self.written)
 
     def __str__(self) -> str:
-        size = f"{format_size(self.bytes)} ({self.bytes} B)"
+        exact = f"{self.bytes} B)"
+        size = f"{self.size[:-1]}, {exact}" if self.size.endswith(")") else f"{self.size} ({exact}"
         return f"{size} of {self.gpu.name}" if self.gpu else size
 
 
@@ -76,7 +84,8 @@ def max_vram(
         )
     window: Literal["call", "test"] = "test" if scope == "test" else "call"
     if limit is not None:
-        return Limit(parse_size(limit), metric, window)
+        written = limit if isinstance(limit, str) else None
+        return Limit(parse_size(limit), metric, window, written=written)
     if metric != "process":
         raise InputError(f"metric {metric!r} and gpu contradict: a card holds the whole process")
     from llmmem.catalogue.gpus import find_gpu

@@ -13,20 +13,24 @@ from llmmem.errors import InputError
 from llmmem.report import check_report_path
 from llmmem.simgpu.faults import Faults, faults_from_environment
 from llmmem.simgpu.side_streams import SideStreams, side_streams_from_environment
-from llmmem.units import format_size, parse_size
+from pytest_llmmem.marker import Limit, max_vram
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["DEFAULT_REPORT", "Options", "add_options"]
+__all__ = ["DEFAULT_REPORT", "Options", "add_options", "separate_report_option"]
+
+REPORT = "--llmmem-report"
 
 DEFAULT_REPORT = "reports/llmmem.csv"
 AUTO = Device("auto")
 NO_FAULTS = Faults()
 
 Value = TypeVar("Value")
+
+MOST_DIGITS = 100  # far beyond any size, and what Python still reads
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
@@ -36,13 +40,13 @@ def add_options(parser: pytest.Parser) -> None:
     """Register the options, each with its key of the ini file."""
     group = parser.getgroup("llmmem", "GPU memory (llmmem)")
     group.addoption(
-        "--llmmem-report",
+        REPORT,
         action="append",
         nargs="?",
         const="",
         metavar="PATH",
         help="Write what was measured to PATH (.csv, .json or .md; relative to rootdir; can be "
-        f"given more than once). Without PATH: a table at the end, and {DEFAULT_REPORT}.",
+        f"given more than once). Without =PATH: a table at the end, and {DEFAULT_REPORT}.",
     )
     group.addoption(
         "--llmmem-device",
@@ -72,6 +76,25 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("llmmem_max_vram", "Default of --llmmem-max-vram.", default=None)
 
 
+def separate_report_option(args: list[str]) -> bool:
+    """Keep ``--llmmem-report`` from taking the argument after it, such as ``tests/``, for its path.
+
+    argparse cannot tell ``--option PATH`` from ``--option=PATH``, so the option alone is rewritten
+    to have an empty path, which stands for none.
+
+    Args:
+        args: The command line, changed in place.
+
+    Returns:
+        Whether anything was rewritten.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    alone = [position for position in range(end) if args[position] == REPORT]
+    for position in alone:
+        args[position] = f"{REPORT}="
+    return bool(alone)
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a session, parsed.
@@ -81,7 +104,7 @@ class Options:
         table: Whether to show the report at the end.
         device: Where to measure.
         require_gpu: Whether only what was measured on a real GPU will do.
-        max_vram_bytes: Limit for tests without a marker.
+        max_vram: Limit for tests without a marker.
         faults: What is to go wrong on simulated GPUs.
         side_streams: When work on their side streams ends.
     """
@@ -90,7 +113,7 @@ class Options:
     table: bool = False
     device: Device = AUTO
     require_gpu: bool = False
-    max_vram_bytes: int | None = None
+    max_vram: Limit | None = None
     faults: Faults = NO_FAULTS
     side_streams: SideStreams = "early"
 
@@ -113,7 +136,7 @@ class Options:
             table="" in paths,
             device=given.value("device", parse_device, cls.device),
             require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
-            max_vram_bytes=given.value("max_vram", _parse_limit, cls.max_vram_bytes),
+            max_vram=given.value("max_vram", _parse_limit, cls.max_vram),
             faults=_from_environment(faults_from_environment),
             side_streams=_from_environment(side_streams_from_environment),
         )
@@ -132,13 +155,13 @@ class Options:
     @property
     def measures_every_test(self) -> bool:
         """Whether tests are measured that ask for nothing themselves."""
-        return bool(self.reports) or self.max_vram_bytes is not None
+        return bool(self.reports) or self.max_vram is not None
 
     def describe(self) -> str:
         """The options that differ from their defaults, on one line; empty if there are none."""
         parts = [f"report {path.name}" for path in self.reports]
-        if self.max_vram_bytes is not None:
-            parts.insert(0, f"limit {format_size(self.max_vram_bytes)} on the peak of the process")
+        if self.max_vram is not None:
+            parts.insert(0, f"limit {self.max_vram.size} on the peak of the process")
         if self.require_gpu:
             parts.insert(0, "a real GPU is required")
         if parts or self.device.kind != "auto":
@@ -196,9 +219,10 @@ def _from_environment(read: Callable[[], Value]) -> Value:
         raise pytest.UsageError(str(error)) from error
 
 
-def _parse_limit(text: str) -> int:
+def _parse_limit(text: str) -> Limit:
     # Bytes are digits only: on a command line and in a file even a whole number is text.
-    return parse_size(int(text) if text.isdecimal() else text)
+    is_bytes = text.isdecimal() and len(text) < MOST_DIGITS
+    return max_vram(int(text) if is_bytes else text)
 
 
 def _parse_switch(value: str | bool) -> bool:

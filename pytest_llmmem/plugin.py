@@ -8,9 +8,10 @@ import pytest
 
 from pytest_llmmem.fixture import vram
 from pytest_llmmem.gate import GATE, Gate
+from pytest_llmmem.landing import land_in_test
 from pytest_llmmem.leftovers import LEFTOVERS, Leftovers
 from pytest_llmmem.marker import marker_line
-from pytest_llmmem.options import Options, add_options
+from pytest_llmmem.options import Options, add_options, separate_report_option
 from pytest_llmmem.reporter import Reporter
 from pytest_llmmem.session import SESSION, Session, load_simulated_gpu
 
@@ -27,15 +28,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
     """Load the simulated GPU if asked for, before a conftest can import torch."""
-    _begin(early_config, early_config.known_args_namespace)
+    command_line = early_config.known_args_namespace
+    if separate_report_option(args):
+        again = parser.parse_known_args(args)
+        # pytest reads the conftests of these paths next.
+        command_line.file_or_dir = again.file_or_dir
+        command_line.llmmem_report = again.llmmem_report
+    _begin(early_config, command_line)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and what reports at the end."""
     config.addinivalue_line("markers", marker_line())
     session = _begin(config, config.option)
+    if not _runs_tests(config):
+        return
     config.pluginmanager.register(_BeforeFixtures(), "llmmem-before-fixtures")
     leftovers = config.stash[LEFTOVERS] = Leftovers(
         config, measures=session.options.measures_every_test
@@ -56,8 +67,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Read the marker first of all."""
     session = item.config.stash[SESSION]
-    session.share_with_children()
     gate = item.stash[GATE] = Gate(item, session)
+    if not _runs_tests(item.config):
+        yield
+        return
+    session.share_with_children()
     gate.read_marker()
     with gate.setup():
         yield
@@ -93,12 +107,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     earlier.
     """
     gate = item.stash.get(GATE, None)
-    if gate is None:
+    if gate is None or not _runs_tests(item.config):
         return
     error = None if call.excinfo is None else call.excinfo.value
     verdict = gate.verdict(call.when, error)
     if verdict is not None and verdict is not error:
         call.excinfo = _raised(verdict)
+    land_in_test(item, call)
     if call.when == "teardown":
         gate.leave()
 
@@ -129,6 +144,12 @@ def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
         raise error
     except BaseException:
         return pytest.ExceptionInfo.from_current()
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether tests are run, not only collected or set up: else nothing is measured or said."""
+    only = ("collectonly", "setuponly", "setupplan")
+    return not any(config.getoption(name, default=False) for name in only)
 
 
 def _begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmmem.errors import LlmmemError
 from pytest_llmmem.records import GATES, NOT_MEASURED, TestRecords
+from pytest_llmmem.report_files import ReportFiles
 from pytest_llmmem.verdicts import SIMULATED_VALUES
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ class Reporter:
         self._options = options
         self._tests: dict[str, TestRecords] = {}
         self._crashed: list[str] = []
-        self._written: list[str] = []
-        self._errors: list[str] = []
+        self._files = ReportFiles(options.reports)
+        self._ended_early = ""
 
     def pytest_report_header(self) -> str | None:
         """One line, if anything was asked for."""
         described = self._options.describe()
         return f"llmmem: {described}" if described else None
+
+    def pytest_sessionstart(self) -> None:
+        """Let no report of an earlier session stand for this one."""
+        self._files.begin()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test left; a later attempt at the same test replaces an earlier one."""
@@ -44,6 +48,16 @@ class Reporter:
             left = TestRecords.read(report.user_properties)
             if left != NOTHING:
                 self._tests[report.nodeid] = left
+            if left.records:
+                self._files.save(self._records())
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember that tests were left out, and why."""
+        self._ended_early = f"the session was interrupted ({excinfo.exconly()})"
+
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember that tests were left out, and why."""
+        self._ended_early = f"an internal error ended the session ({excinfo.exconly()})"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object, error: object) -> None:
@@ -51,21 +65,15 @@ class Reporter:
         if error:
             self._crashed.append(str(getattr(getattr(node, "gateway", None), "id", node)))
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the files; one that cannot be written fails the session."""
-        if not self._options.reports:
-            return
-        from llmmem.report import frame, write
-
-        rows = frame(self._records())
-        for path in self._options.reports:
-            try:
-                write(rows, path)
-            except LlmmemError as error:
-                self._errors.append(str(error))
-            else:
-                self._written.append(f"{path} ({len(rows)} rows)")
-        if self._errors and session.exitstatus in (
+        ended_early = self._ended_early
+        if session.shouldfail and not ended_early:
+            ended_early = f"the session stopped early ({session.shouldfail})"
+        elif exitstatus == pytest.ExitCode.USAGE_ERROR:
+            ended_early = "the session did not begin: an error of usage"
+        self._files.finish(self._records(), ended_early)
+        if self._files.errors and exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
@@ -86,9 +94,9 @@ class Reporter:
                 f"llmmem: worker {worker} crashed: the test it was running is not measured",
                 red=True,
             )
-        for written in self._written:
+        for written in self._files.written:
             terminalreporter.write_line(f"llmmem: report written to {written}")
-        for error in self._errors:
+        for error in self._files.errors:
             terminalreporter.write_line(f"llmmem: {error}", red=True)
 
     def _records(self) -> list[Record]:
@@ -100,7 +108,10 @@ class Reporter:
         largest = sorted(records, key=lambda record: record.peak_bytes or 0, reverse=True)
         shown = largest if self._config.get_verbosity() > 1 else largest[:SHOWN_ROWS]
         reporter.section("GPU memory")
-        reporter.write(console_text(shown, self._config.get_terminal_writer().fullwidth))
+        # Line by line: pytest writes what a terminal's encoding lacks as escapes, ends of lines too.
+        text = console_text(shown, self._config.get_terminal_writer().fullwidth)
+        for line in text.splitlines():
+            reporter.write_line(line)
         if len(shown) < len(largest):
             reporter.write_line(f"... and {len(largest) - len(shown)} more (-vv shows all)")
 

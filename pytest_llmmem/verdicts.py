@@ -33,7 +33,7 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
     return "\n".join(
         (
             f"{what} {limit.metric} {format_size(peak)} is over the limit of "
-            f"{format_size(limit.bytes)} by {format_size(peak - limit.bytes)}",
+            f"{limit.size} by {format_size(peak - limit.bytes)}",
             f"  {what:<12} {_exact(peak)}",
             f"  limit        {limit}",
             f"  excess       {_exact(peak - limit.bytes)}",

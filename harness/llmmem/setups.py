@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from llmmem.catalogue.positions import positions
 from llmmem.documents import check_plain, read_document
 from llmmem.errors import InputError, unknown
 
@@ -38,6 +39,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHES = ("dynamic", "static")
 PARALLEL_STRATEGIES = ("fsdp2", "ddp")
+SEQ_LEN = 2048
 FOUR_BIT = ("nf4", "fp4")
 MOST_LABELS = 1_000_000
 
@@ -126,7 +128,7 @@ class Setup:
         optimizer: A name of transformers' ``OptimizerNames``; ``None`` unless in mode train.
         optimizer_args: Arguments that differ from the optimizer's own defaults.
         batch_size: Sequences in a micro-batch.
-        seq_len: Tokens in a sequence.
+        seq_len: Tokens in a sequence; by default 2048, or as many as the model has positions for.
         gradient_accumulation_steps: Micro-batches before an optimizer step.
         max_grad_norm: The norm that gradients are clipped to; ``None`` does not clip.
         attention: transformers' attention implementation; ``None`` is the model's default.
@@ -154,7 +156,7 @@ class Setup:
     optimizer: str | None = None
     optimizer_args: Mapping[str, Any] | None = None
     batch_size: int = 1
-    seq_len: int = 2048
+    seq_len: int = None  # type: ignore[assignment]  # resolved with the others
     gradient_accumulation_steps: int | None = None
     max_grad_norm: float | None = None
     attention: str | None = None
@@ -321,7 +323,10 @@ class Setup:
         chosen = {
             key: given[key] if given[key] is not None else value for key, value in defaults.items()
         }
-        return chosen | {"quantization": quantization, "adapter": adapter}
+        chosen |= {"quantization": quantization, "adapter": adapter}
+        if not self.seq_len:  # left out: zero has been refused
+            chosen["seq_len"] = _default_seq_len(self.model, adapter, chosen.get("new_tokens") or 0)
+        return chosen
 
     def _check_combination(self) -> None:
         conditions = {
@@ -377,6 +382,16 @@ _MOST: Mapping[str, int] = {
     "steps": 1_000_000,
 }
 MOST_RANKS = 2**17
+
+
+def _default_seq_len(model: str, adapter: Mapping[str, Any] | str, new_tokens: int) -> int:
+    """`SEQ_LEN`, or what the model's positions leave of it beside learned prompts and new tokens."""
+    limit = positions(model)
+    if limit is None:
+        return SEQ_LEN
+    prompt = adapter.get("num_virtual_tokens") if isinstance(adapter, Mapping) else None
+    left = limit - new_tokens - (prompt if isinstance(prompt, int) else 0)
+    return max(1, min(SEQ_LEN, left))  # a build says it where nothing is left
 
 
 def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:

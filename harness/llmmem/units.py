@@ -11,10 +11,11 @@ from decimal import Decimal
 
 from llmmem.errors import InputError
 
-__all__ = ["GIB", "MIB", "format_change", "format_size", "parse_size"]
+__all__ = ["GIB", "MIB", "format_change", "format_size", "format_written", "parse_size"]
 
 MIB = 2**20
 GIB = 2**30
+LARGEST = 2**63 - 1  # bytes are 64-bit integers in reports
 
 ACCEPTED = 'a size such as "24GB", "22.5GiB", "512MiB", or a whole number of bytes'
 
@@ -40,7 +41,7 @@ def parse_size(value: str | int) -> int:
     Fractions of a byte are cut off.
 
     Raises:
-        InputError: Not a positive size, or a number in a string without its unit.
+        InputError: Not a positive size below 2**63, or a number in a string without its unit.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InputError(f"invalid size {value!r}: expected {ACCEPTED}")
@@ -53,6 +54,8 @@ def parse_size(value: str | int) -> int:
         size = int(Decimal(match["number"]) * _MULTIPLES[match["unit"]])
     if size <= 0:
         raise InputError(f"invalid size {value!r}: it must be above zero; expected {ACCEPTED}")
+    if size > LARGEST:
+        raise InputError(f"invalid size {value!r}: it must be below 2**63 B (8589934592 GiB)")
     return size
 
 
@@ -63,6 +66,29 @@ def format_size(size: int | None) -> str:
     if abs(size) < GIB // 10:
         return f"{size / MIB:.2f} MiB"
     return f"{size / GIB:.2f} GiB"
+
+
+def format_written(size: int, written: str | None) -> str:
+    """A size as it was written beside what it is in GiB: ``"12GB (11.18 GiB)"``.
+
+    Only the latter where both say the same (``"2GiB"``), or where it was written in no unit.
+
+    Args:
+        size: Bytes.
+        written: What `parse_size` read the size from, if that was text.
+    """
+    shown = format_size(size)
+    return shown if written is None or _is_same(written, shown) else f"{written} ({shown})"
+
+
+def _is_same(left: str, right: str) -> bool:
+    """Whether two sizes are the same number of the same unit."""
+    numbers = [
+        (Decimal(match["number"]), match["unit"])
+        for match in (_SIZE.fullmatch(left.strip()), _SIZE.fullmatch(right))
+        if match is not None
+    ]
+    return len(numbers) == 2 and numbers[0] == numbers[1]
 
 
 def format_change(size: int) -> str:

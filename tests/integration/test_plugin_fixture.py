@@ -217,8 +217,8 @@ def test_what_becomes_of_runs_that_do_not_end_well_and_of_parts(
             " test_it.py::test_oom *allocated *GiB *weights *GiB",
             " test_it.py::test_parts *allocated *0.50 GiB *",
             "llmmem: 1 gated = 0 measured + 1 simulated + 0 estimated, 0 not measured",
-            "llmmem: report written to *reports/llmmem.csv (* rows)",
-            "llmmem: report written to *report.json (* rows)",
+            "llmmem: report written to *reports/llmmem.csv (* records)",
+            "llmmem: report written to *report.json (* records)",
             "SKIPPED * not measured: *adamw_torch_xla*",
         ]
     )

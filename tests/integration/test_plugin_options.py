@@ -56,7 +56,7 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     header = (
-        "llmmem: device auto, a real GPU is required, limit 0.93 GiB on the peak of the process, "
+        "llmmem: device auto, a real GPU is required, limit {} on the peak of the process, "
         "report a.json, report b.md"
     )
     pytester.makeini(
@@ -69,12 +69,12 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
         llmmem_max_vram = 1GB
         """
     )
-    run_pytest(PLAIN).stdout.fnmatch_lines([header])
+    run_pytest(PLAIN).stdout.fnmatch_lines([header.format("1GB (0.93 GiB)")])
     pytester.makeini("[pytest]\n")
     monkeypatch.setenv("LLMMEM_REPORT", "a.json:b.md")
     monkeypatch.setenv("LLMMEM_REQUIRE_GPU", "1")
     monkeypatch.setenv("LLMMEM_MAX_VRAM", str(10**9))
-    run_pytest(PLAIN).stdout.fnmatch_lines([header])
+    run_pytest(PLAIN).stdout.fnmatch_lines([header.format("0.93 GiB")])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,11 @@ def test_every_option_can_come_from_the_ini_file_or_the_environment(
             "--llmmem-report: *'out.txt' *.csv, .json*",
         ),
         (["--llmmem-max-vram=24gb"], {}, "--llmmem-max-vram: invalid size '24gb': *"),
+        (
+            ["--llmmem-max-vram=9223372037GB"],
+            {},
+            "--llmmem-max-vram: *'9223372037GB'* below 2*63 *",
+        ),
         (["--llmmem-require-gpu", "--llmmem-device=sim"], {}, "*contradict*"),
         (["--llmmem-require-gpu", "--llmmem-device=estimate"], {}, "*contradict*"),
         ([], {"LLMMEM_REQUIRE_GPU": "maybe"}, "LLMMEM_REQUIRE_GPU: invalid value 'maybe' *"),
@@ -259,3 +264,20 @@ def test_without_cuda_in_torch_the_simulated_gpu_is_a_usage_error_with_what_to_i
     result = run_pytest(PLAIN, "--llmmem-device=sim:rtx4090")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: --llmmem-device=sim:rtx4090: {problems[0]}"])
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_path_after_the_report_option_is_a_path_of_tests(
+    pytester: pytest.Pytester, run_pytest: Callable[..., pytest.RunResult], workers: str
+) -> None:
+    pytester.makepyfile(
+        **{
+            "others/conftest": "def pytest_addoption(parser): parser.addoption('--of-others')",
+            "others/test_other": "def test_other(request):"
+            " assert request.config.getoption('--of-others') == 'x'",
+        }
+    )
+    result = run_pytest(PLAIN, workers, "--llmmem-report", "others", "--of-others=x")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["llmmem: device auto, report llmmem.csv"])
+    assert pytester.path.joinpath("reports/llmmem.csv").is_file()

@@ -64,7 +64,7 @@ def test_a_plain_training_test_passes_under_its_limit_and_fails_over_it(
             " *1.00 GiB  test_it.py:5 in train",
             "  note *values are not computed on a simulated GPU",
             "llmmem: 2 gated = 0 measured + 2 simulated + 0 estimated, 0 not measured",
-            "llmmem: report written to *out/report.json (2 rows)",
+            "llmmem: report written to *out/report.json (2 records)",
             "FAILED test_it.py::test_over - Failed: peak process * GiB is over the li*",
         ]
     )

@@ -68,7 +68,7 @@ def test_a_worker_that_crashes_is_named_and_the_others_are_reported(
         [
             "llmmem: 0 gated = 0 measured + 0 simulated + 0 estimated, 1 not measured",
             "llmmem: worker gw0 crashed: the test it was running is not measured",
-            "llmmem: report written to *report.csv (0 rows)",
+            "llmmem: report written to *report.csv (0 records)",
         ]
     )
 

@@ -392,6 +392,7 @@ def test_more_tokens_than_the_model_has_positions_are_refused(tiny_model):
     ],
 )
 def test_the_positions_counted_are_those_that_tokens_can_have(model, task, positions):
+    assert Setup(model=model, task=task).seq_len == positions
     build(Setup(model=model, task=task, seq_len=positions), META)
     with pytest.raises(InputError, match=f"{positions} positions"):
         build(Setup(model=model, task=task, seq_len=positions + 1), META)

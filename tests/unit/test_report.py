@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ message, notes, metric, weights_bytes, gradients_bytes, optimizer_bytes, activat
 temporaries_bytes, reserve_bytes, context_bytes, context_source, held_before_bytes,
 peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes, rule_bytes, trace_bytes,
 trace_error_percent, needed_allocated_bytes, needed_reserved_bytes, needed_process_bytes,
-limit_bytes, headroom_bytes, baseline_bytes, change_bytes, step_seconds,
+limit, limit_bytes, headroom_bytes, baseline_bytes, change_bytes, step_seconds,
 llmmem, torch, transformers, peft, bitsandbytes, cuda, driver
 """
 
@@ -252,7 +253,7 @@ def test_a_report_is_read_back_equal(tmp_path: Path, suffix: str, count: int) ->
 def test_a_report_of_a_version_that_did_not_know_what_is_needed_is_read(
     tmp_path: Path, suffix: str
 ) -> None:
-    added = [name for name in COLUMNS if name.startswith("needed_")]
+    added = ["limit", *(name for name in COLUMNS if name.startswith("needed_"))]
     written = frame(records())
     path = tmp_path / f"report{suffix}"
     if suffix == ".csv":
@@ -299,6 +300,77 @@ def test_text_that_looks_like_something_else_is_read_back_as_text(
     pd.testing.assert_frame_equal(loaded, written, check_exact=True)
 
 
+ODD_TEXTS = [
+    *(
+        "carriage\rreturn",
+        "\r",
+        "both\r\nof them",
+        "\n",
+        "form\x0cfeed",
+        "line\u2028separator",
+        "\t",
+    ),
+    *(
+        "a|b",
+        "a\\|b",
+        "end\\",
+        '"',
+        "'",
+        ",",
+        "\x1b[31m",
+        "\x7f",
+        "\ud800",
+        "undecodable\udcff",
+        "a\0b",
+    ),
+]
+
+
+def test_odd_names_are_read_back_and_no_row_of_markdown_breaks(tmp_path: Path) -> None:
+    written = frame([replace(PLAIN_TEST, test=text, message=text) for text in ODD_TEXTS])
+    for name in ("report.csv", "report.json", "report.md"):
+        write(written, tmp_path / name)
+
+    for name in ("report.csv", "report.json"):
+        loaded = load_report(tmp_path / name)
+        pd.testing.assert_frame_equal(loaded, written, check_exact=True)
+        assert list(loaded["test"][:15]) == ODD_TEXTS[:15]
+        assert list(loaded["test"][15:]) == ["\\ud800", "undecodable\\udcff", "a\\x00b"]
+    head, _, *rows = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == len(ODD_TEXTS)
+    for row in rows:  # an escaped character, or one that neither escapes nor ends a cell
+        assert len(re.findall(r"(?:\\.|[^|\\])+", row)) == head.count("|") - 1
+
+
+def test_figures_that_no_file_can_hold_are_missing_and_named(tmp_path: Path) -> None:
+    odd = replace(PLAIN_TEST, limit_bytes=2**63, step_seconds=float("inf"), held_before_bytes=None)
+    written = frame([odd])
+    for name in ("report.csv", "report.json", "report.md"):
+        write(written, tmp_path / name)
+
+    row = load_report(tmp_path / "report.csv").iloc[0]
+    assert row[["limit_bytes", "step_seconds"]].isna().all()
+    assert row["notes"] == "limit_bytes 9223372036854775808 is beyond 64 bits"
+
+
+def test_a_report_that_lacks_records_says_so_first(tmp_path: Path) -> None:
+    for some in ([], records()):
+        written = frame(some, incomplete="killed | by\nsomebody")
+        for name in ("report.csv", "report.json"):
+            write(written, tmp_path / name)
+            loaded = load_report(tmp_path / name)
+            first = loaded.iloc[0]
+            assert (first["phase"], first["outcome"]) == ("session", "incomplete")
+            assert first["message"] == "killed | by\nsomebody"
+            pd.testing.assert_frame_equal(loaded, written, check_exact=True)
+        write(written, tmp_path / "report.md")
+        assert (
+            (tmp_path / "report.md")
+            .read_text()
+            .startswith("**Incomplete**: killed | by somebody\n")
+        )
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
 def test_bytes_are_read_back_exactly_beside_missing_ones(tmp_path: Path, suffix: str) -> None:
     odd = 2**53 + 1  # a float cannot hold it
@@ -332,7 +404,7 @@ def test_markdown_has_one_line_per_record_and_names_the_source(tmp_path: Path) -
     assert first["setup"] == "qlora bfloat16 1x2048 checkpointing adamw_torch"
     assert first["peak process"] == "13.00 GiB"
     assert first["headroom"] == "-1.00 GiB"
-    assert first["trace error"] == "+0.00%"
+    assert first["trace off by"] == "+0.00%"
     assert first["baseline"] == ""
     assert 'Tried to allocate 20 MiB \\| "GPU 0" see the manual' in lines[2]
 
@@ -436,6 +508,34 @@ def test_the_console_table_fits_its_terminal_and_says_all(width: int) -> None:
     for said in ("12.00GiB", "13.00GiB", "simulated", "estimated", "measured", "oom", "overlimit"):
         assert said in squeezed
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [
+        (80, ["examples/test_llama_methods.py", "::test_full_fine_tuning_fits"]),
+        (120, ["examples/", "test_llama_methods.py", "::test_full_fine_tuning_", "fits"]),
+        (200, ["examples/test_llama_methods.py::test_full_fine_tuning_fits"]),
+    ],
+)
+def test_the_console_table_breaks_a_test_id_between_its_parts(width: int, parts: list[str]) -> None:
+    record = Record.from_run(RUN, test="".join(parts), limit_bytes=12 * 10**9, limit="12GB")
+    lines = console_text([record], width).splitlines()
+
+    assert [line.split()[0] for line in lines[2 : 2 + len(parts)]] == parts
+
+
+def test_a_name_that_is_no_text_does_not_break_the_console_table() -> None:
+    odd = replace(PLAIN_TEST, test="test_\udcff.py::test_" + "x" * 300)
+
+    console_text([odd], 80).encode("utf-8")
+
+
+def test_a_limit_is_shown_as_it_was_written_beside_gib() -> None:
+    record = replace(PLAIN_TEST, limit_bytes=12 * 10**9, limit="12GB")
+
+    assert "limit 12GB  11.18 GiB" in console_text([record], 120)
+    assert "12GB (11.18 GiB)" in markdown(frame([record]))
 
 
 def test_the_console_table_takes_a_test_id_literally() -> None:

@@ -19,6 +19,35 @@ def test_full_fine_tuning_is_the_default():
 
 
 @pytest.mark.parametrize(
+    ("keys", "seq_len"),
+    [
+        ({"model": "google-bert/bert-base-uncased"}, 512),
+        ({"model": "FacebookAI/roberta-base"}, 512),  # padding takes two of 514
+        ({"model": "openai-community/gpt2"}, 1024),
+        ({"model": "openai-community/gpt2", "mode": "generate", "new_tokens": 24}, 1000),
+        (
+            {
+                "model": "openai-community/gpt2",
+                "adapter": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 24},
+            },
+            1000,
+        ),
+        ({"model": "openai-community/gpt2", "seq_len": 4096}, 4096),  # as given; a build refuses it
+        ({"model": "google-t5/t5-base"}, 2048),  # relative positions
+        ({"model": "meta-llama/Llama-3.2-1B"}, 2048),
+    ],
+)
+def test_the_default_length_is_within_the_positions_of_the_model(keys, seq_len):
+    setup = Setup(**keys)
+    assert setup.seq_len == seq_len
+    assert Setup.from_mapping(setup.to_dict()) == setup
+
+
+def test_the_default_length_is_within_the_positions_of_a_local_config(tiny_model):
+    assert Setup(model=tiny_model("bert")).seq_len == 64
+
+
+@pytest.mark.parametrize(
     ("method", "quantization"),
     [("lora", "none"), ("qlora", "nf4"), ("int8-lora", "int8")],
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmem.errors import InputError
-from llmmem.units import format_change, format_size, parse_size
+from llmmem.units import format_change, format_size, format_written, parse_size
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,23 @@ def test_a_change_is_shown_with_its_sign():
     assert format_change(2**30) == "+1.00 GiB"
     assert format_change(-(2**20)) == "-1.00 MiB"
     assert format_change(0) == "+0.00 MiB"
+
+
+@pytest.mark.parametrize("value", [2**63, "9223372036854775808B", "9223372037GB", "8388608.1TiB"])
+def test_a_size_beyond_64_bits_is_refused(value: str | int) -> None:
+    with pytest.raises(InputError, match=r"it must be below 2\*\*63 B"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("12GB", "12GB (11.18 GiB)"),
+        ("512MiB", "512MiB (0.50 GiB)"),
+        ("22.5 GiB", "22.50 GiB"),
+        ("64MiB", "64.00 MiB"),
+        ("1.001GiB", "1.001GiB (1.00 GiB)"),
+    ],
+)
+def test_a_size_is_shown_as_it_was_written_beside_gib(written: str, shown: str) -> None:
+    assert format_written(parse_size(written), written) == shown

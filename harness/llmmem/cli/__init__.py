@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 an outcome other than ok or something that this machine cannot do, 2 bad input,
         128 and the number of the signal that ended it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name of a file need not be text in any encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         with ended_by_signals():
             code = int(command.main(arguments, prog_name="llmmem", standalone_mode=False) or DONE)

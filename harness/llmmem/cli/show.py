@@ -172,7 +172,7 @@ def _print_account(console: Console, result: RunResult) -> None:
         for name, size in _figures(result.peaks, result.components).items():
             table.add_row(name, format_size(size))
     else:
-        table = _table("", result.source, "trace", "error", "rules")
+        table = _table("", result.source, "trace", "off by", "rules")
         traced = _figures(estimate.trace.peaks, estimate.trace.components)
         comparable = result.outcome == "ok" and estimate.trace.outcome == "ok"
         if not comparable:
@@ -180,10 +180,10 @@ def _print_account(console: Console, result: RunResult) -> None:
                 table.add_row(name, "-", format_size(size), "-", "-")
             table.add_section()
         for name, size in _figures(result.peaks, result.components).items():
-            error = _error(traced[name], size) if comparable else "-"
+            off = _off_by(traced[name], size) if comparable else "-"
             rule = estimate.rules.peak_allocated_bytes if name == PEAK_ALLOCATED else None
             table.add_row(
-                name, format_size(size), format_size(traced[name]), error, format_size(rule)
+                name, format_size(size), format_size(traced[name]), off, format_size(rule)
             )
     _print_table(console, table)
     if estimate is not None and estimate.trace.outcome != "ok":
@@ -223,7 +223,7 @@ def _difference(left: int | None, right: int | None) -> int | None:
     return None if left is None or right is None else left - right
 
 
-def _error(estimated: int | None, peak: int | None) -> str:
+def _off_by(estimated: int | None, peak: int | None) -> str:
     return "-" if estimated is None or not peak else f"{100 * (estimated - peak) / peak:+.2f}%"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import InputError
-from llmmem.report.records import ADDED_COLUMNS, COLUMNS, SCHEMA
+from llmmem.report.records import ADDED_COLUMNS, COLUMNS, SCHEMA, incomplete_row
 from llmmem.report.tables import markdown, plain_rows
 
 if TYPE_CHECKING:
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["check_report_path", "frame", "load_report", "write"]
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
+def frame(records: Iterable[Record], *, incomplete: str = "") -> pd.DataFrame:
     """One row per record and phase, ``total`` first, with the columns and dtypes of `COLUMNS`.
 
     Bytes are nullable integers, and what is not known is missing, never 0.
+
+    Args:
+        records: What to report.
+        incomplete: Why records are missing, if any are. The first row then says so: its phase is
+            ``session``, its outcome ``incomplete``, and this is its message.
     """
-    return _frame([row for record in records for row in record.rows()])
+    rows = [incomplete_row(incomplete)] if incomplete else []
+    return _frame([*rows, *(row for record in records for row in record.rows())])
 
 
 def check_report_path(path: str | Path) -> Path:
@@ -64,6 +71,9 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
 def load_report(path: str | Path) -> pd.DataFrame:
     """Read a report that `write` wrote as .csv or .json: an equal frame, dtypes included.
 
+    The report of a session that did not reach its end begins with a row whose outcome is
+    ``incomplete``.
+
     Columns that no report has are left out. What an earlier version did not write is missing.
 
     Raises:
@@ -98,12 +108,19 @@ def _check_columns(columns: Iterable[str]) -> None:
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    # Through objects: whole rows would take integers with a gap in their column through floats.
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(dict(COLUMNS))
+    # Column by column: whole rows would take integers with a gap in their column through floats.
+    dtypes: Mapping[str, Any] = COLUMNS
+    columns = {
+        name: pd.array([row.get(name) for row in rows], dtype=dtype)
+        for name, dtype in dtypes.items()
+    }
+    return pd.DataFrame(columns)
 
 
 def _to_csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False)
+    text = frame.to_csv(index=False)
+    # A carriage return ends a line for readers, and the csv module may leave it without quotes.
+    return frame.to_csv(index=False, quoting=csv.QUOTE_ALL) if "\r" in text else text
 
 
 def _from_csv(path: Path) -> pd.DataFrame:

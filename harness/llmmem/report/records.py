@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem.guesses import GUESS
+from llmmem.report.text import printable
 from llmmem.results import (
     COMPONENTS,
     METRICS,
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from llmmem.program import ProgramResult
     from llmmem.results import Outcome, RunResult, Source
 
-__all__ = ["ADDED_COLUMNS", "COLUMNS", "SCHEMA", "Record"]
+__all__ = ["ADDED_COLUMNS", "COLUMNS", "SCHEMA", "SESSION", "TOTAL", "Record", "incomplete_row"]
 
 SCHEMA = 1
+
+# What a row can be about beside one of the phases of a record.
 TOTAL = "total"
+SESSION = "session"
 
 LIBRARIES = ("llmmem", "torch", "transformers", "peft", "bitsandbytes", "cuda", "driver")
 
@@ -75,6 +80,7 @@ COLUMNS: Mapping[str, str] = {
     "needed_allocated_bytes": "Int64",
     "needed_reserved_bytes": "Int64",
     "needed_process_bytes": "Int64",
+    "limit": "string",
     "limit_bytes": "Int64",
     "headroom_bytes": "Int64",
     "baseline_bytes": "Int64",
@@ -85,7 +91,9 @@ COLUMNS: Mapping[str, str] = {
 
 
 #: Columns that reports of earlier versions lack: they are read as missing values.
-ADDED_COLUMNS = frozenset({"notes", "gpu_index", *(f"needed_{metric}_bytes" for metric in METRICS)})
+ADDED_COLUMNS = frozenset(
+    {"notes", "gpu_index", "limit", *(f"needed_{metric}_bytes" for metric in METRICS)}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +120,7 @@ class Record:
             the one that measured; `peaks` are those of the one that decided.
         context_source: ``modelled`` or ``measured``: where peak process - peak reserved is from.
         held_before_bytes: What was allocated already before the measurement began.
+        limit: The limit as it was written, such as ``"12GB"``, if that was text.
         limit_bytes: The most that the metric may reach.
         baseline_bytes: What the metric was.
         step_seconds: Wall time of a step.
@@ -137,6 +146,7 @@ class Record:
     processes: tuple[PhaseResult, ...] = ()
     context_source: Literal["modelled", "measured"] | None = None
     held_before_bytes: int | None = None
+    limit: str | None = None
     limit_bytes: int | None = None
     baseline_bytes: int | None = None
     step_seconds: float | None = None
@@ -152,6 +162,7 @@ class Record:
         *,
         test: str | None = None,
         metric: str = "process",
+        limit: str | None = None,
         limit_bytes: int | None = None,
         baseline_bytes: int | None = None,
     ) -> Record:
@@ -171,6 +182,7 @@ class Record:
             phases=result.phases,
             context_source=result.context_source,
             held_before_bytes=result.held_before_bytes,
+            limit=limit,
             limit_bytes=limit_bytes,
             baseline_bytes=baseline_bytes,
             step_seconds=result.step_seconds,
@@ -185,6 +197,7 @@ class Record:
         *,
         test: str | None = None,
         metric: str = "process",
+        limit: str | None = None,
         limit_bytes: int | None = None,
         baseline_bytes: int | None = None,
     ) -> Record:
@@ -204,6 +217,7 @@ class Record:
             components=trace.components,
             phases=trace.phases,
             context_source="modelled",
+            limit=limit,
             limit_bytes=limit_bytes,
             baseline_bytes=baseline_bytes,
             versions=estimate.versions,
@@ -349,6 +363,7 @@ class Record:
             "held_before_bytes": self.held_before_bytes,
             "rule_bytes": self.rule_bytes,
             **self.needed.to_dict("needed"),
+            "limit": self.limit,
             "limit_bytes": self.limit_bytes,
             "headroom_bytes": self.headroom_bytes,
             "baseline_bytes": self.baseline_bytes,
@@ -397,7 +412,7 @@ class Record:
             "trace_bytes": trace,
             "trace_error_percent": self._trace_error(trace, peaks.allocated),
         }
-        return {column: values.get(column) for column in COLUMNS}
+        return _storable_row(values)
 
     def _traced_phases(self) -> dict[str, int | None]:
         if self.estimate is None or self.estimate.trace.outcome != "ok":
@@ -420,11 +435,47 @@ _PLAIN = (
     "metric",
     "context_source",
     "held_before_bytes",
+    "limit",
     "limit_bytes",
     "baseline_bytes",
     "step_seconds",
     "gpu_index",
 )
+
+
+def incomplete_row(message: str) -> dict[str, Any]:
+    """The row that says that a report does not have all that its session was to measure.
+
+    Args:
+        message: Why.
+    """
+    about = {"schema": SCHEMA, "phase": SESSION, "outcome": "incomplete", "message": message}
+    return _storable_row(about)
+
+
+def _storable_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    r"""A row with all columns and only what every format can hold.
+
+    Lone surrogates and NUL become escapes such as ``\udcff``. Numbers that are not finite, and
+    integers beyond 64 bits, are missing; the row's notes name the latter.
+    """
+    beyond = [name for name, value in values.items() if _is_beyond_64_bits(value)]
+    row = {name: _storable(values.get(name)) for name in COLUMNS}
+    if beyond:
+        found = [f"{name} {values[name]} is beyond 64 bits" for name in beyond]
+        row |= {"notes": "; ".join([*([row["notes"]] if row["notes"] else []), *found])}
+        row |= dict.fromkeys(beyond)
+    return row
+
+
+def _is_beyond_64_bits(value: object) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return printable(value) if isinstance(value, str) else value
 
 
 def _setup_columns(setup: Setup) -> dict[str, Any]:

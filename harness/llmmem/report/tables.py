@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from llmmem.guesses import GUESS
-from llmmem.report.records import TOTAL
+from llmmem.report.records import SESSION, TOTAL
+from llmmem.report.text import printable
 from llmmem.results import METRICS
 from llmmem.setups import Setup
-from llmmem.units import format_change, format_size
+from llmmem.units import format_change, format_size, format_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.measure import Measurement
     from rich.table import Table
 
     from llmmem.report.records import Record
@@ -69,27 +73,41 @@ _NARROW: Mapping[str, Sequence[str]] = {
     "at the peak, limit": ("components", "limit", "outcome"),
 }
 _WIDE_COLUMNS = 116
+LONGEST_WRITTEN = 10  # "123.45 GiB"; what is longer would make the column too wide
 
 SHOWN_PROCESSES = 4
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a report as plain values, ``None`` where one is missing."""
-    values = frame.astype(object)
-    rows = values.where(values.notna(), None).to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    import pandas as pd
+
+    names = [str(name) for name in frame.columns]
+    values = (frame[name].astype(object).tolist() for name in names)
+    columns = ([None if value is pd.NA else value for value in column] for column in values)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """The total of every record as one Markdown table; columns with nothing in them left out."""
+    rows = plain_rows(frame)
+    told = [
+        f"**Incomplete**: {_on_one_line(row['message'])}\n\n"
+        for row in rows
+        if row["phase"] == SESSION
+    ]
+    return "".join([*told, _markdown_table([row for row in rows if row["phase"] == TOTAL])])
+
+
+def _markdown_table(totals: Sequence[Mapping[str, Any]]) -> str:
     from tabulate import tabulate
 
-    rows = [_markdown_cells(row) for row in plain_rows(frame) if row["phase"] == TOTAL]
-    if not rows:
+    if not totals:
         return "Nothing was recorded.\n"
+    rows = [_markdown_cells(row) for row in totals]
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = tabulate(
-        [[row[name].replace("|", "\\|").replace("\n", " ") for name in names] for row in rows],
+        [[_markdown_text(row[name]) for name in names] for row in rows],
         headers=names,
         tablefmt="pipe",
         colalign=["left" if name in MARKDOWN_TEXTS else "right" for name in names],
@@ -111,16 +129,57 @@ def console_table(records: Iterable[Record], width: int) -> Table:
     layout = _WIDE if width >= _WIDE_COLUMNS else _NARROW
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_lines=True)
     name, *figures = layout
-    table.add_column(name, overflow="fold")
+    table.add_column(name)
     for heading in figures:
         table.add_column(heading, no_wrap=True)
     for record in records:
         groups = _groups(record)
-        stacks = (
+        first, *stacks = (
             _stack([line for name in names for line in groups[name]]) for names in layout.values()
         )
-        table.add_row(*map(Text, stacks))  # Text: a test id such as test[bold] is no markup
+        table.add_row(_Name(first), *map(Text, stacks))
     return table
+
+
+class _Name:
+    """Lines of text for a column of any width, broken where a test id can be broken."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = printable(text).splitlines()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        longest_word = max(len(word) for line in self._lines for word in _words(line))
+        return Measurement(longest_word, max(map(len, self._lines))).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        for line in self._lines:
+            for part in _broken(line, options.max_width):
+                yield Text(part)  # Text: a test id such as test[bold] is no markup
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line in parts of at most `width` characters.
+
+    It is broken between the parts of a path or test id, else between words, and inside a word only
+    where that alone is wider.
+    """
+    parts = [""]
+    for name in re.findall(r"::[^/:]*|/?[^/:]+/?|.", line):
+        fits_a_line = len(name) <= width
+        for piece in [name] if fits_a_line else _words(name):
+            if len(parts[-1]) + len(piece) <= width:
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+    return [part for part in parts if part]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"(?:::)?[^\W_]*[\W_]?", text)
 
 
 def console_text(records: Iterable[Record], width: int) -> str:
@@ -133,6 +192,17 @@ def console_text(records: Iterable[Record], width: int) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
+def _markdown_text(text: str) -> str:
+    """Text that stays within its cell: on one line, and without a pipe that ends it."""
+    # A backslash before a pipe, or at the end of the cell, would escape our own.
+    kept = re.sub(r"(\\+)(?=\||$)", r"\1\1", _on_one_line(text))
+    return kept.replace("|", "\\|")
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
 def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
     cells = {name: row.get(name) or "" for name in MARKDOWN_TEXTS}
     cells["guess"] = next((n for n in (row["notes"] or "").split("; ") if n.startswith(GUESS)), "")
@@ -143,9 +213,11 @@ def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
         if name == "needed_process" and row["outcome"] == "ok":
             size = None  # the peak says it
         cells[name.replace("_", " ")] = "" if size is None else format_size(size)
+        if name == "limit" and size is not None:
+            cells["limit"] = format_written(size, row["limit"])
         if name == "trace":
-            error = row["trace_error_percent"]
-            cells["trace error"] = "" if error is None else f"{error:+.2f}%"
+            off = row["trace_error_percent"]
+            cells["trace off by"] = "" if off is None else f"{off:+.2f}%"
     return cells
 
 
@@ -191,12 +263,12 @@ def _verdict(record: Record) -> str:
 def _estimate(record: Record) -> list[_Line]:
     if record.estimate is None:
         return []
-    error = record.trace_error_percent
+    off = record.trace_error_percent
     needed = record.needed.process
     return [
         *([("needs", format_size(needed))] if needed and record.outcome == "oom" else []),
         ("trace", format_size(record.trace_bytes)),
-        *([] if error is None else [("error", f"{error:+.2f}%")]),
+        *([] if off is None else [("off by", f"{off:+.2f}%")]),
         ("rules", format_size(record.rule_bytes)),
     ]
 
@@ -205,7 +277,7 @@ def _limit(record: Record) -> list[_Line]:
     lines = []
     if record.limit_bytes is not None:
         lines += [
-            ("limit", format_size(record.limit_bytes)),
+            (_limit_label(record), format_size(record.limit_bytes)),
             ("headroom", format_size(record.headroom_bytes)),
         ]
     if record.baseline_bytes is not None:
@@ -215,6 +287,14 @@ def _limit(record: Record) -> list[_Line]:
             ("change", "-" if change is None else format_change(change)),
         ]
     return [*lines, ("metric", record.metric)] if lines else []
+
+
+def _limit_label(record: Record) -> str:
+    """``"limit"``, with what was written where that says something else than the figure in GiB."""
+    shown = format_size(record.limit_bytes)
+    written = record.limit or ""
+    says_more = format_written(record.limit_bytes or 0, written) != shown
+    return f"limit {written}" if says_more and len(written) <= LONGEST_WRITTEN else "limit"
 
 
 def _stack(lines: Sequence[_Line]) -> str:

@@ -1,0 +1,13 @@
+"""Text as every file and terminal can hold it."""
+
+from __future__ import annotations
+
+__all__ = ["printable"]
+
+
+def printable(text: str) -> str:
+    r"""`text` with lone surrogates and NUL as escapes: ``\udcff``, ``\x00``.
+
+    The former come from names of files that are not UTF-8, and UTF-8 cannot hold them.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

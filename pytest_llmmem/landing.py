@@ -1,0 +1,52 @@
+"""Where a debugger lands when a test fails for its memory: in the test, not in the plugin."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["land_in_test"]
+
+
+def land_in_test(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Give a failure that the plugin raised the test's function as its place.
+
+    The test has ended, or not begun, so its own frame is not there: one without its locals stands
+    in for it. ``--pdb`` stops there, and ``--tb=line`` names the test's file. Failures that the
+    test raised, by `vram.run` too, keep their own traceback.
+    """
+    raised = call.excinfo
+    if raised is None or not isinstance(raised.value, pytest.fail.Exception):
+        return
+    shown = [entry for entry in raised.traceback if not entry.ishidden(raised)]
+    if not shown or not _is_ours(shown[-1].frame.f_globals.get("__name__", "")):
+        return
+    place = _place(item)
+    if place is not None:
+        call.excinfo = pytest.ExceptionInfo.from_exception(raised.value.with_traceback(place))
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _place(item: pytest.Item) -> TracebackType | None:
+    """A traceback whose only frame is at the test's function; ``None`` if it has none."""
+    function = getattr(item, "function", None)
+    if not inspect.isfunction(function):
+        return None
+    function = inspect.unwrap(function)
+    code = function.__code__
+    # As template engines do it: code that raises, with the name and the place of what it stands for.
+    source = "\n" * (code.co_firstlineno - 1) + "raise LookupError"
+    stand_in = compile(source, code.co_filename, "exec", dont_inherit=True)
+    try:
+        exec(stand_in.replace(co_name=code.co_name), function.__globals__, {})
+    except LookupError as error:
+        return error.__traceback__.tb_next if error.__traceback__ is not None else None
+    return None
