@@ -6,10 +6,13 @@ program: what it does, and what it takes, is the same as without.
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +20,7 @@ import torch
 from llmmem.measurement.allocator_statistics import is_native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Place", "PlaceRecorder", "place_of", "places_at_peak"]
 
@@ -57,9 +60,27 @@ class PlaceRecorder:
         """End recording; the peak of what was allocated meanwhile in bytes, and who held it."""
         if not self._is_recording:
             return 0, ()
-        entries = torch.cuda.memory._snapshot(device)["device_traces"][device]
+        with _inductor_not_imported():
+            entries = torch.cuda.memory._snapshot(device)["device_traces"][device]
         torch.cuda.memory._record_memory_history(None)
         return places_at_peak(entries)
+
+
+@contextmanager
+def _inductor_not_imported() -> Iterator[None]:
+    """Keep a snapshot from importing Inductor, where it looks for the lines of compiled code.
+
+    As long as nothing has imported it there is no such code, and the import takes longer than most
+    tests and makes every later garbage collection slower.
+    """
+    if "torch._inductor" in sys.modules:
+        yield
+        return
+    torch._inductor = SimpleNamespace()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del torch._inductor
 
 
 def places_at_peak(entries: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[Place, ...]]:
