@@ -198,12 +198,12 @@ def test_a_limit_holds_for_every_process_that_a_test_starts(
     result.assert_outcomes(passed=1, failed=5)
     result.stdout.fnmatch_lines(
         [
-            "peak process 1.46 GiB is over the limit of 0.59 GiB by *",
+            "peak process 1.46 GiB is over the limit of 600MiB (0.59 GiB) by *",
             "  decided by   *with_torch.py 1024",
             "  processes      1.46 GiB  *with_torch.py 1024",
             "peak allocated 0.20 GiB is over the limit of 100.00 MiB by *",
             "  decided by   multiprocessing.spawn",
-            "peak allocated 0.20 GiB is over the limit of 0.16 GiB by *",
+            "peak allocated 0.20 GiB is over the limit of 160MiB (0.16 GiB) by *",
             "  decided by   *job.py [[]rank 1[]] [[]GPU 1[]]",
             "*CalledProcessError: *with_torch.py*",
             "*llmmem: *with_torch.py 204800 ran out of memory: CUDA out of memory. *200.00 GiB*",

@@ -61,12 +61,12 @@ def test_every_gpu_is_held_to_the_limit(
     result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "peak allocated 0.98 GiB is over the limit of 0.78 GiB by 0.20 GiB",
+            "peak allocated 0.98 GiB is over the limit of 800MiB (0.78 GiB) by 0.20 GiB",
             "  device       sim:h100 cuda:1 (*",
             "  peaks        allocated 0.98 GiB, reserved 0.98 GiB, *",
             "  cuda:0       allocated 0.69 GiB, reserved 1.38 GiB, *",
             "  largest *0.98 GiB  test_it.py:7 in hold",
-            "peak reserved 1.38 GiB is over the limit of 1.17 GiB by 0.21 GiB",
+            "peak reserved 1.38 GiB is over the limit of 1200MiB (1.17 GiB) by 0.21 GiB",
             "  device       sim:h100 cuda:0 (*",
             "  cuda:1       allocated 0.98 GiB, *",
         ]
@@ -208,7 +208,7 @@ def test_any_allocator_is_measured_as_far_as_it_tells(
     }
     result.stdout.fnmatch_lines(
         [
-            "peak process 0.* GiB is over the limit of 0.59 GiB by *",
+            "peak process 0.* GiB is over the limit of 600MiB (0.59 GiB) by *",
             *(
                 [
                     "not measured: the allocator in use keeps no statistics of what is allocated; "
