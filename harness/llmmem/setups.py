@@ -252,12 +252,12 @@ class Setup:
             raise InputError(f"invalid attention {self.attention!r}: expected a string")
         for key, choices in _CHOICES.items():
             value = getattr(self, key)
-            if value is not None and value not in choices:
+            if (value is not None or key in _NEVER_NONE) and value not in choices:
                 raise unknown(key, value, choices)
         _check_plain({key: getattr(self, key) for key in ("adapter", "optimizer_args", "parallel")})
         for key, most in _MOST.items():
             value = getattr(self, key)
-            if value is not None:
+            if value is not None or key in _NEVER_NONE:
                 _check_count(key, value, most)
         for key in ("double_quant", "kbit_prepare"):
             if not isinstance(getattr(self, key), bool | None):
@@ -371,6 +371,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
     "kv_cache": KV_CACHES,
 }
+_NEVER_NONE = ("task", "mode", "method", "dtype", "autocast", "batch_size")
 #: Counts, with bounds that no real job meets: past them a run or an estimate would take all the
 #: memory or time of the host.
 _MOST: Mapping[str, int] = {

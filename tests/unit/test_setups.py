@@ -82,6 +82,8 @@ def test_keys_that_do_not_apply_are_none():
         ({"task": "causal"}, "'causal-lm'"),
         ({"dtype": "bf16"}, "bfloat16"),
         ({"method": "qlor"}, "'qlora'"),
+        ({"method": None}, "unknown method None"),
+        ({"batch_size": None}, "invalid batch_size None"),
         ({"optimizer": "adamw"}, "adamw_torch"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": True}, "batch_size True"),
