@@ -83,13 +83,13 @@ SUITES: Mapping[str, Suite] = {
     "bitsandbytes": Suite(
         "bitsandbytes",
         "tests",
-        ("test_linear8bitlt.py", "test_modules.py", "test_linear4bit.py"),
-        ("-k", "not compile and not (linear4bit and serialization)"),
+        ("test_linear8bitlt.py", "test_modules.py"),
+        ("-k", "not compile"),
     ),
     "liger": Suite(
         "liger-kernel",
         "test",
-        ("transformers/test_geglu.py", "transformers/test_layer_norm.py"),
+        ("transformers/test_geglu.py",),
     ),
     "peft": Suite(
         "peft",
@@ -105,7 +105,7 @@ SUITES: Mapping[str, Suite] = {
     "trl": Suite(
         "trl",
         "tests",
-        ("test_activation_offloading.py", "test_model_utils.py", "test_utils.py"),
+        ("test_activation_offloading.py", "test_dpo_trainer.py", "test_grpo_trainer.py"),
     ),
 }
 
@@ -136,6 +136,13 @@ CAUSES: Sequence[tuple[str, str]] = (
     (r"(XPU|xpu|NPU|npu|MLU|HPU|hpu|MPS|mps|TPU|XLA|CPU[- ]only)", HARDWARE),
     (r"slow", SLOW),
 )
+
+
+#: Failures that are ours and have a reason, by the end of the node id.
+KNOWN: Mapping[str, str] = {
+    "test_saved_activations_move_to_host": "ours: expects cuBLAS's workspace from an earlier test, "
+    "and with a report every test begins without",
+}
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,7 @@ def run_pytest(
     does not depend on what was downloaded before.
     """
     common = ["-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider", "-q", "-ra"]
+    common += ["--continue-on-collection-errors"]
     common += ["--junitxml", str(target.with_suffix(".xml")), "-o", "junit_family=xunit1"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     program = [sys.executable, "-m", "pytest", *common, *options]
@@ -303,6 +311,8 @@ def ending(case: ElementTree.Element, name: str, workers: int) -> Result:
     message = problem.attrib.get("message", "")
     outcome = OUTCOMES[problem.tag]
     cause = cause_of(f"{message}\n{problem.text or ''}", outcome)
+    if outcome == "failed":
+        cause = KNOWN.get(test.rpartition("::")[2], cause)
     return Result(name, workers, test, outcome, cause, readable(message))
 
 
@@ -471,7 +481,10 @@ def counts(run: Run) -> dict[str, object]:
         "passed": outcomes["passed"],
         "skipped": outcomes["skipped"],
         "failed": outcomes["failed"],
-        "of these ours": sum(result.cause == OURS for result in run.results),
+        "of these ours": sum(
+            result.outcome == "failed" and result.cause in {OURS, *KNOWN.values()}
+            for result in run.results
+        ),
         "records": run.records,
         "to the end": "no: stopped at the limit of time" if run.interrupted else "yes",
     }

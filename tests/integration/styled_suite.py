@@ -356,6 +356,16 @@ def test_host_shape_after_a_read() -> None:
     torch.testing.assert_close(torch.ones(3), torch.ones(4))
 
 
+def test_host_memory_after_a_read() -> None:
+    def taken() -> int:
+        before = torch.cuda.memory_allocated()
+        kept = torch.zeros(1 << 20, device="cuda")
+        return torch.cuda.memory_allocated() - before - kept.numel()
+
+    unknown().tolist()
+    assert taken() == 0
+
+
 def test_error_attribute() -> None:
     unknown().tolist()
     unknown().no_such_attribute  # noqa: B018
