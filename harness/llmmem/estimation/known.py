@@ -157,10 +157,10 @@ class KnownValues:
             if out.is_floating_point() and not self._may_be_known(operator, args):
                 return
         if operator.rule == "unscale":
-            found = self._not_finite(args[0])
+            overflow = self._not_finite(args[0])
             self._write_arguments(operator, args[:1], {}, None)
-            if found is not None:
-                self.write(args[1], found)
+            if overflow is not None:
+                self.write(args[1], overflow)
             return
         found = self._answers(operator, args, kwargs, out)
         outs = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
