@@ -114,7 +114,7 @@ def gpu_error_of(error: BaseException | None) -> BaseException | None:
 def compares_values(error: BaseException) -> bool:
     """Whether the error is a failed comparison, which values that are not computed can explain.
 
-    That of a function which reads how much memory is in use may be one of memory, and does not count.
+    An assertion of a function that reads how much memory is in use may be about that, and does not count.
     Every error behind it must be one: an AttributeError that was turned into an AssertionError is
     still an AttributeError.
     """
@@ -192,24 +192,25 @@ def _is_raised_by_a_test(error: BaseException) -> bool:
     frame = entries[-1].tb_frame
     if COMPARES.search(str(frame.f_globals.get("__name__", ""))):
         return True
-    return not _is_of_a_library(frame.f_code.co_filename)
+    file = frame.f_code.co_filename
+    return not (file.startswith(STANDARD_LIBRARY) or any(part in file for part in INSTALLED))
 
 
 def _is_raised_beside_memory(error: BaseException) -> bool:
-    """Whether the code of the test that raised it, or a function in that code, reads memory."""
+    """Whether the code of the test that raised it, or a function in that code, reads memory.
+
+    What compares tensors and arrays, as torch.testing does, compares values all the same.
+    """
     frames = [entry.tb_frame for entry in _entries(error.__traceback__)]
-    outside = [frame for frame in frames if not _is_of_a_library(frame.f_code.co_filename)]
-    return bool(outside) and _uses(outside[-1].f_code, READ_MEMORY)
+    while frames and frames[-1].f_globals.get("__name__") == "unittest.case":
+        frames.pop()
+    return bool(frames) and _uses(frames[-1].f_code, READ_MEMORY)
 
 
 def _uses(code: CodeType, names: frozenset[str]) -> bool:
     if not names.isdisjoint(code.co_names):
         return True
     return any(_uses(each, names) for each in code.co_consts if isinstance(each, CodeType))
-
-
-def _is_of_a_library(file: str) -> bool:
-    return file.startswith(STANDARD_LIBRARY) or any(part in file for part in INSTALLED)
 
 
 def _entries(traceback: TracebackType | None) -> list[TracebackType]:

@@ -260,6 +260,11 @@ def test_values_numpy_testing() -> None:
     np.testing.assert_allclose(unknown().cpu().numpy(), np.ones(3))
 
 
+def test_values_torch_testing_beside_memory() -> None:
+    assert torch.cuda.memory_allocated() >= 0
+    torch.testing.assert_close(unknown().cpu(), torch.ones(3))
+
+
 def test_values_group() -> None:
     try:
         assert unknown().sum().item() == 3

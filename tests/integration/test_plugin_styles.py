@@ -97,6 +97,7 @@ EXPECTED: dict[str, tuple[str, str, str, str]] = {
     "test_values_guess": ("skipped", "ok", INCOMPLETE, VALUES),
     "test_values_torch_testing": ("skipped", "ok", INCOMPLETE, VALUES),
     "test_values_numpy_testing": ("skipped", "ok", INCOMPLETE, VALUES),
+    "test_values_torch_testing_beside_memory": ("skipped", "ok", INCOMPLETE, VALUES),
     "test_values_group": ("skipped", "ok", INCOMPLETE, VALUES),
     "test_values_an_index_that_follows_from_a_guess": ("skipped", "ok", INCOMPLETE, VALUES),
     "test_values_fail_that_follows_from_a_guess": ("skipped", "ok", INCOMPLETE, VALUES),
