@@ -6,7 +6,7 @@ import re
 import sys
 import sysconfig
 from dataclasses import dataclass
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, TypeGuard
 
 import pytest
@@ -41,6 +41,18 @@ COMPARES = re.compile(r"(^|\.)_?test\w*(\.|$)|^unittest\.case$")
 #: What torch.testing and numpy.testing say of shapes and types, which are known.
 ATTRIBUTES_DIFFER = re.compile(
     r"^The values for attribute '\w+' do not match|\((shapes|dtypes) .* mismatch\)", re.MULTILINE
+)
+
+#: What a test calls that compares memory, which is known.
+READ_MEMORY = frozenset(
+    {
+        "mem_get_info",
+        "memory_allocated",
+        "max_memory_allocated",
+        "memory_reserved",
+        "max_memory_reserved",
+        "memory_stats",
+    }
 )
 
 #: Errors that a wrong number can lead to: an empty list, a missing key, a division by zero. An
@@ -102,6 +114,7 @@ def gpu_error_of(error: BaseException | None) -> BaseException | None:
 def compares_values(error: BaseException) -> bool:
     """Whether the error is a failed comparison, which values that are not computed can explain.
 
+    An assertion of a function that reads how much memory is in use may be about that, and does not count.
     Every error behind it must be one: an AttributeError that was turned into an AssertionError is
     still an AttributeError.
     """
@@ -157,7 +170,7 @@ def _is_failed_comparison(error: BaseException) -> bool:
         return True
     if not isinstance(error, AssertionError) or ATTRIBUTES_DIFFER.search(_text(error)):
         return False
-    return _is_raised_by_a_test(error)
+    return _is_raised_by_a_test(error) and not _is_raised_beside_memory(error)
 
 
 def _is_consequence(error: BaseException) -> bool:
@@ -181,6 +194,23 @@ def _is_raised_by_a_test(error: BaseException) -> bool:
         return True
     file = frame.f_code.co_filename
     return not (file.startswith(STANDARD_LIBRARY) or any(part in file for part in INSTALLED))
+
+
+def _is_raised_beside_memory(error: BaseException) -> bool:
+    """Whether the code of the test that raised it, or a function in that code, reads memory.
+
+    What compares tensors and arrays, as torch.testing does, compares values all the same.
+    """
+    frames = [entry.tb_frame for entry in _entries(error.__traceback__)]
+    while frames and frames[-1].f_globals.get("__name__") == "unittest.case":
+        frames.pop()
+    return bool(frames) and _uses(frames[-1].f_code, READ_MEMORY)
+
+
+def _uses(code: CodeType, names: frozenset[str]) -> bool:
+    if not names.isdisjoint(code.co_names):
+        return True
+    return any(_uses(each, names) for each in code.co_consts if isinstance(each, CodeType))
 
 
 def _entries(traceback: TracebackType | None) -> list[TracebackType]:

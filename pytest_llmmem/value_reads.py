@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from llmmem import simgpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from types import FrameType
 
 __all__ = ["Reads", "ValueReads"]
@@ -95,7 +97,8 @@ class ValueReads:
             before = _all_reads()
             self._is_writing = True
             try:
-                return str(write(*args, **options))
+                with _without_guesses():
+                    return str(write(*args, **options))
             finally:
                 self._is_writing = False
                 self._for_messages += _all_reads() - before
@@ -113,6 +116,12 @@ def _all_reads() -> Reads:
     if simulated is None:
         return Reads()
     return Reads(simulated.unknown_reads, simulated.guesses.clock)
+
+
+def _without_guesses() -> AbstractContextManager[None]:
+    """No read is noted as a guess."""
+    simulated = simgpu.active()
+    return nullcontext() if simulated is None else simulated.guesses.ignored()
 
 
 def _is_for_message(frame: FrameType | None) -> bool:

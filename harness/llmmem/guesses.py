@@ -29,7 +29,11 @@ MOST_NAMED = 5
 READS = {"_local_scalar_dense": "item", "_to_copy": "to the host", "copy_": "to the host"}
 
 #: Parts of the paths of files that no program is written in.
-INTERNAL = ("/site-packages/torch/", "/site-packages/_pytest/")
+INTERNAL = (
+    "/site-packages/torch/",
+    "/site-packages/_pytest/",
+    "/pytest_llmmem/value_reads.py",  # the plugin's, between a tensor and whoever prints it
+)
 
 HOME = str(Path(__file__).parent)
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -57,6 +61,7 @@ class Guesses:
     def __init__(self) -> None:
         self._clock = 0
         self._last_met: dict[Guess, int] = {}
+        self._ignored = 0
 
     @property
     def clock(self) -> int:
@@ -65,8 +70,19 @@ class Guesses:
 
     def add(self, place: Guess) -> None:
         """Note that a place was met."""
+        if self._ignored:
+            return
         self._clock += 1
         self._last_met[place] = self._clock
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Places that are met inside decide nothing, and are not noted."""
+        self._ignored += 1
+        try:
+            yield
+        finally:
+            self._ignored -= 1
 
     def notes(self, since: int = 0) -> tuple[str, ...]:
         """What to say of them beside a figure: one sentence, or none.

@@ -50,7 +50,7 @@ Rule: TypeAlias = Literal[
     "equal",  # compares for equality, which unknown values never are, ...
     "unequal",  # ... or the other way round
     "order",  # compares by size, or how close two are
-    "unscale",  # divides by a scale, and notes numbers that are not finite: there are none
+    "unscale",  # divides by a scale, and notes numbers that are known not to be finite
     "finite",  # is false of every number that is finite
     "shift",  # adds or subtracts: what is huge stays that
     "weigh",  # gives weights, zero for scores that are masked

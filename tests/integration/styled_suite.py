@@ -260,6 +260,11 @@ def test_values_numpy_testing() -> None:
     np.testing.assert_allclose(unknown().cpu().numpy(), np.ones(3))
 
 
+def test_values_torch_testing_beside_memory() -> None:
+    assert torch.cuda.memory_allocated() >= 0
+    torch.testing.assert_close(unknown().cpu(), torch.ones(3))
+
+
 def test_values_group() -> None:
     try:
         assert unknown().sum().item() == 3
@@ -354,6 +359,16 @@ def test_host_values_beside_a_tensor() -> None:
 def test_host_shape_after_a_read() -> None:
     unknown().tolist()
     torch.testing.assert_close(torch.ones(3), torch.ones(4))
+
+
+def test_host_memory_after_a_read() -> None:
+    def taken() -> int:
+        before = torch.cuda.memory_allocated()
+        kept = torch.zeros(1 << 20, device="cuda")
+        return torch.cuda.memory_allocated() - before - kept.numel()
+
+    unknown().tolist()
+    assert taken() == 0
 
 
 def test_error_attribute() -> None:

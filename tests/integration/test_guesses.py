@@ -37,6 +37,15 @@ SUITE = """
     def test_is_sure():
         mask = torch.arange(64, device="cuda") < 8
         assert len(torch.zeros(64, 1 << 16, device="cuda")[mask]) == 8
+
+    @pytest.mark.max_vram("4GiB")
+    def test_message_shows_a_tensor():
+        values = torch.randn(64, device="cuda")
+        assert values is None
+
+    @pytest.mark.max_vram("4GiB")
+    def test_prints_a_tensor():
+        print(torch.randn(64, device="cuda"))
 """
 
 
@@ -45,14 +54,21 @@ def test_verdicts_and_reports_name_the_line_that_read_a_guess(
 ) -> None:
     reports = ("--llmmem-report=out.csv", "--llmmem-report")
     result = run_pytest(SUITE, "--llmmem-device=sim:rtx4090", *reports)
-    result.assert_outcomes(passed=1, failed=2)
+    result.assert_outcomes(passed=2, failed=3)
     line = "a guess: sizes or branches * in picked (nonzero)*"
     result.stdout.fnmatch_lines_random(
         [f"  note         {line}", f"E *llmmem: this may follow from {line}", "*sizes*guessed*"]
     )
     notes = load_report(pytester.path / "out.csv").set_index("test")["notes"]
     guesses = {test.rpartition("::")[2]: "a guess: " in text for test, text in notes.items()}
-    assert guesses == {"test_over": True, "test_fails_by_itself": True, "test_is_sure": False}
+    assert guesses == {
+        "test_over": True,
+        "test_fails_by_itself": True,
+        "test_is_sure": False,
+        "test_message_shows_a_tensor": False,
+        "test_prints_a_tensor": True,
+    }
+    assert not notes.str.contains("value_reads.py").any()  # the plugin's own lines
 
 
 @pytest.mark.skipif(bool(simgpu.check()), reason="; ".join(map(str, simgpu.check())))

@@ -70,11 +70,25 @@ def floats_from_the_host(device: str) -> list[Any]:
     return [(weights * 2).long().tolist(), weights.argmax().item(), scale.topk(2).indices.tolist()]
 
 
+def overflows(device: str) -> list[Any]:
+    """What gradient scaling finds of gradients that are finite, and of one that has a NaN."""
+    found = []
+    for number in (0.5, float("nan"), float("inf")):
+        gradients = [torch.ones(5, 5, device=device), torch.full((5,), 2.0, device=device)]
+        gradients[1][3] = torch.tensor(number)
+        seen = torch.zeros(1, device=device)
+        scale = torch.ones(1, device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, seen, scale)
+        found.append(seen.item())
+    return found
+
+
 KNOWN: dict[str, Callable[[str], list[Any]]] = {
     "picked and counted": picked_and_counted,
     "made and moved": made_and_moved,
     "changed in place": changed_in_place,
     "floats from the host": floats_from_the_host,
+    "overflows": overflows,
 }
 
 

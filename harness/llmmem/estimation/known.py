@@ -157,7 +157,10 @@ class KnownValues:
             if out.is_floating_point() and not self._may_be_known(operator, args):
                 return
         if operator.rule == "unscale":
+            overflow = self._not_finite(args[0])
             self._write_arguments(operator, args[:1], {}, None)
+            if overflow is not None:
+                self.write(args[1], overflow)
             return
         found = self._answers(operator, args, kwargs, out)
         outs = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
@@ -283,6 +286,17 @@ class KnownValues:
                 self._of_constants.clear()
             self._of_constants[key] = operator.func(*given)
         return self._of_constants[key]
+
+    def _not_finite(self, tensors: Sequence[Tensor]) -> Values | None:
+        """One, if some number is known not to be finite; those that are not known read as zero."""
+        for tensor in tensors:
+            seen = self.look_up(tensor)
+            if seen is None or not tensor.numel():
+                continue
+            values = seen.values.as_strided((), ()) if _is_constant(seen.values) else seen.values
+            if not bool(values.isfinite().all()):
+                return Values(torch.ones(()), GUESSED if seen.mark == GUESSED else KNOWN)
+        return None
 
     def _write_arguments(
         self,

@@ -22,6 +22,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/record_function.h>
@@ -750,6 +751,25 @@ bool comes_from_host(const Operator &op, c10::ArrayRef<const IValue> inputs) {
     return !inputs[op.name == "aten::copy_" ? 1 : 0].toTensor().is_cuda();
 }
 
+bool is_finite(const Tensor &host) {
+    if (!host.defined() || !host.numel()) return true;
+    return at::isfinite(is_constant(host) ? host.as_strided({}, {}) : host).all().item<bool>();
+}
+
+/* Notes numbers that are known not to be finite; those that are not known read as zero. */
+Plan unscale(const Operator &op, c10::ArrayRef<const IValue> inputs) {
+    Plan plan = planned(op, State::known);
+    each_tensor(inputs[0], [&](const Tensor &t) {
+        Host host = read(t);
+        if (plan->written.empty() && !is_finite(host.values)) {
+            plan->state = host.state == State::guess ? State::guess : State::known;
+            plan->written.emplace_back(inputs[1].toTensor(), at::full({}, 1.0, at::TensorOptions().dtype(at::kFloat)));
+        }
+        forget(t);
+    });
+    return plan;
+}
+
 void forget_written(const Operator &op, c10::ArrayRef<const IValue> inputs) {
     for (size_t i = 0; i < inputs.size() && i < op.written.size(); i++)
         if (op.written[i]) each_tensor(inputs[i], forget);
@@ -781,7 +801,7 @@ Plan followed(const Operator &op, c10::ArrayRef<const IValue> inputs, const Inpu
     switch (op.rule) {
         case Rule::random_: return nullptr;
         case Rule::constant_: return fill(op, inputs);
-        case Rule::unscale_: each_tensor(inputs[0], forget); return planned(op, State::unknown);
+        case Rule::unscale_: return unscale(op, inputs);
         case Rule::draw_:
         case Rule::permute_: return draw(op, inputs);
         case Rule::places_:
