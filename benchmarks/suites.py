@@ -9,7 +9,8 @@ and build their models themselves, since no model hub is there.
 
 ``DIRECTORY/SUITE`` is a checkout that fits the installed library. Where there is none, the source
 distribution of the installed version is downloaded and unpacked there; :data:`NOT_DISTRIBUTED`
-names the suites whose distributions hold no tests. Results are kept in ``DIRECTORY/results``: a
+names the suites whose distributions hold no tests: for a checkout of another version, put that version of
+the library on ``PYTHONPATH``. Results are kept in ``DIRECTORY/results``: a
 suite that has some does not run again. With names of suites, only these run. A run is interrupted
 after ``--limit`` seconds (default 1200), and the report says so.
 
@@ -51,6 +52,8 @@ REPORT = Path(__file__).parents[1] / "reports" / "suites.md"
 LONGEST_MESSAGE = 160
 #: Seconds that a run of a suite has to end, once it was interrupted at the limit of time.
 GRACE = 60
+#: How far peaks of two runs may differ: when Python frees cycles, and what tests before have kept.
+MOST_DRIFT = 1e-3
 #: Workers of pytest-xdist; 0 is a session in one process.
 WORKERS = (0, 2)
 
@@ -97,7 +100,6 @@ SUITES: Mapping[str, Suite] = {
         (
             "test_lorafa.py",
             "test_loraplus.py",
-            "test_mixed.py",
             "test_other.py",
             "test_riemannian_lora.py",
         ),
@@ -105,7 +107,7 @@ SUITES: Mapping[str, Suite] = {
     "trl": Suite(
         "trl",
         "tests",
-        ("test_activation_offloading.py", "test_dpo_trainer.py", "test_grpo_trainer.py"),
+        ("test_activation_offloading.py", "test_utils.py", "experimental/test_gold_trainer.py"),
     ),
 }
 
@@ -130,13 +132,11 @@ CAUSES: Sequence[tuple[str, str]] = (
     (r"^values are not computed on a simulated GPU|^llmmem: .*values are not computed", VALUES),
     (r"huggingface\.co|LocalEntryNotFound|[Oo]ffline|model hub|is not a local folder", HUB),
     (r"llmmem: (values are not computed|this may follow from)", FOLLOWS),
-    (r"No module named|requires? .*(library|install|package)|not installed", LIBRARY),
-    (r"test requires|[Nn]o (module|package)|not available|is required", LIBRARY),
-    (r"(multi|multiple|several|two|2|more than one).*(device|GPU|accelerator)", HARDWARE),
-    (r"(XPU|xpu|NPU|npu|MLU|HPU|hpu|MPS|mps|TPU|XLA|CPU[- ]only)", HARDWARE),
-    (r"slow", SLOW),
+    (r"cannot import name", "is of a version that does not fit the installed library"),
+    (r"\bslow\b", SLOW),
+    (r"requires (multiple|at least|only a CPU|FP8|XPU|NPU|HPU|MLU|MPS|TPU)", HARDWARE),
+    (r"No module named|requires? |not installed|not available|is required", LIBRARY),
 )
-
 
 #: Failures that are ours and have a reason, by the end of the node id.
 KNOWN: Mapping[str, str] = {
@@ -234,6 +234,7 @@ def run_suite(directory: Path, name: str, workers: int, limit: float) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # Without the library itself, which the checkout has too: the installed one is tested.
         shutil.copytree(directory / name / suite.tests, Path(scratch) / suite.tests)
+        (Path(scratch) / suite.tests / "__init__.py").touch()  # PEFT's distribution lacks it
         tests = [*suite.options, *(f"{suite.tests}/{file}" for file in suite.files)]
         under_plugin = ["-n", str(workers), f"--llmmem-device={DEVICE}"]
         under_plugin += [f"--llmmem-report={target.with_suffix('.csv')}"]
@@ -312,7 +313,8 @@ def ending(case: ElementTree.Element, name: str, workers: int) -> Result:
         return Result(name, workers, test, "passed")
     message = problem.attrib.get("message", "")
     outcome = OUTCOMES[problem.tag]
-    cause = cause_of(f"{message}\n{problem.text or ''}", outcome)
+    says = message if outcome == "skipped" else f"{message}\n{problem.text or ''}"
+    cause = cause_of(says, outcome)
     if outcome == "failed":
         cause = KNOWN.get(test.rpartition("::")[2], cause)
     return Result(name, workers, test, outcome, cause, readable(message))
@@ -393,15 +395,20 @@ def compare(runs: Sequence[Run]) -> list[str]:
     one, two = ({result.test: result.outcome for result in run.results} for run in runs)
     lines = [
         f"{runs[0].suite} {test}: {one[test]} in one process, {two[test]} with workers"
-        for test in one.keys() & two.keys()
+        for test in sorted(one.keys() & two.keys())
         if one[test] != two[test]
     ]
     first, second = (run.peaks for run in runs)
     return lines + [
         f"{runs[0].suite} {test}: {first[test]} in one process, {second[test]} with workers"
-        for test in first.keys() & second.keys()
-        if first[test] != second[test]
+        for test in sorted(first.keys() & second.keys())
+        if drift(first[test], second[test]) > MOST_DRIFT
     ]
+
+
+def drift(one: Mapping[str, int], two: Mapping[str, int]) -> float:
+    """How far apart the peaks of two runs are: the largest difference, as a share."""
+    return max((abs(one[name] - two.get(name, 0)) / max(one[name], 1) for name in one), default=0.0)
 
 
 def unexplained(runs: Iterable[Run]) -> list[Result]:
@@ -446,16 +453,30 @@ def page(directory: Path, runs: Sequence[Run], differences: Sequence[str]) -> st
             "Each record is held to how pytest says that its test ended: a test that passes has the "
             "outcome `ok` and no remark, one that fails has a remark that what it would have taken is "
             "not known, no test has two, peaks are in order and within the card. Between the two runs "
-            "of a suite, outcomes and peaks are compared to the byte.",
+            "of a suite, outcomes are compared, and peaks to 0.1%: Python frees reference cycles of a "
+            "loop at other times, and tests keep tensors for those that follow them in a process.",
             "",
             *(f"- {line}" for run in runs for line in run.wrong),
             *(f"- {line}" for line in differences),
+            *exact(runs),
             *([] if differences or any(run.wrong for run in runs) else ["None is wrong."]),
             *section("Causes", causes(runs), "None."),
             *section("Tests that fail", failures(runs), "None."),
             "",
         ]
     )
+
+
+def exact(runs: Sequence[Run]) -> list[str]:
+    """For each suite, how many tests have the same peaks in both runs."""
+    lines = []
+    for name in SUITES:
+        peaks = [run.peaks for run in runs if run.suite == name]
+        if len(peaks) == len(WORKERS):
+            both = peaks[0].keys() & peaks[1].keys()
+            same = sum(peaks[0][test] == peaks[1][test] for test in both)
+            lines.append(f"- {name}: {same} of {len(both)} tests have the same peaks to the byte")
+    return [*lines, ""]
 
 
 def origin(directory: Path, name: str) -> str:
