@@ -97,12 +97,7 @@ SUITES: Mapping[str, Suite] = {
     "peft": Suite(
         "peft",
         "tests",
-        (
-            "test_lorafa.py",
-            "test_loraplus.py",
-            "test_other.py",
-            "test_riemannian_lora.py",
-        ),
+        ("test_mixed.py", "test_lorafa.py", "test_riemannian_lora.py", "test_loraplus.py"),
     ),
     "trl": Suite(
         "trl",
