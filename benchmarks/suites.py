@@ -438,7 +438,7 @@ def page(directory: Path, runs: Sequence[Run], differences: Sequence[str]) -> st
             "",
             tabulate([counts(run) for run in runs], "keys", "pipe"),
             "",
-            "Tests come from:",
+            "Of each suite these tests ran, and no others; they come from:",
             "",
             *(f"- {name}: {origin(directory, name)}: {files_of(name)}" for name in SUITES),
             *(["", f"Not run: {', '.join(missing)}."] if missing else []),
