@@ -240,17 +240,15 @@ class Gate:
         return None
 
     def _judgement_of_call(self) -> BaseException | None:
-        if self._over:
-            return _failed("\n".join(self._over))
-        if self._unknown:
-            return _failed("\n".join(self._unknown))
+        if reasons := self._over or self._unknown:
+            return _failed("\n".join(reasons))
         if self._unmeasured:
             return self._not_measured("; ".join(self._unmeasured))
         return None if self._measures_teardown() else self._missing()
 
     def _judgement_of_teardown(self) -> BaseException | None:
-        if self._over:
-            return _failed("\n".join(self._over))
+        if reasons := self._over or self._unknown:
+            return _failed("\n".join(reasons))
         return self._missing()
 
     def _missing(self) -> BaseException | None:
@@ -384,16 +382,12 @@ class Gate:
         self._session.children.start()
 
     def _end_window(self) -> None:
-        if self._window is not None:
-            self._measurement = self._close_window()
-
-    def _close_window(self) -> Measurement | None:
         if self._window is None:
-            return None
+            return
         window, self._window = self._window, None
         self._open.close()
         self._child_peaks = self._session.children.stop()
-        return window.stop()
+        self._measurement = window.stop()
 
     def _record(self, measurement: Measurement, ending: Ending) -> Record:
         if ending == INCOMPLETE and self._failures_of_children:
@@ -429,8 +423,15 @@ def _failed(reason: str) -> BaseException:
 
 
 def _of_both(call: Record, teardown: Record) -> Record:
-    """One record of a test from those of its call and of its teardown."""
-    larger = max(call, teardown, key=lambda record: record.peak_bytes or 0)
+    """One record of a test from those of its call and of its teardown.
+
+    Its peaks are those of the larger; a peak that is not known may be larger than any other.
+    """
+    larger = max(
+        call,
+        teardown,
+        key=lambda record: float("inf") if record.peak_bytes is None else record.peak_bytes,
+    )
     ending = worst(Ending(record.outcome, record.message) for record in (call, teardown))
     is_of_one = (call.gpu_index, call.decided_by) == (teardown.gpu_index, teardown.decided_by)
     return replace(
