@@ -524,17 +524,22 @@ def generation() -> Any:
 def gradient_scaling() -> Any:
     import torch
 
-    model = torch.nn.Linear(8, 8).to("cuda")
-    optimizer = torch.optim.AdamW(model.parameters())
-    scaler = torch.amp.GradScaler()
-    for _ in range(2):
-        with torch.autocast("cuda", dtype=torch.float16):
-            loss = model(torch.randn(4, 8, device="cuda")).sum()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    return [len(optimizer.state), scaler.get_scale()]
+    def scaled(loss_of: Callable[[torch.Tensor], torch.Tensor]) -> list[float]:
+        model = torch.nn.Linear(8, 8).to("cuda")
+        optimizer = torch.optim.AdamW(model.parameters())
+        scaler = torch.amp.GradScaler()
+        scales = []
+        for _ in range(2):
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = loss_of(model(torch.randn(4, 8, device="cuda")))
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        return [len(optimizer.state), *scales]
+
+    return {"mean": scaled(lambda output: output.float().mean()), "sum": scaled(torch.Tensor.sum)}
 
 
 # ---- several devices ----------------------------------------------------------------------------

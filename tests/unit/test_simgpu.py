@@ -235,7 +235,12 @@ def test_generation_ends_at_the_number_of_tokens_asked_for(value: Any) -> None:
 
 
 def test_the_gradient_scaler_steps_and_keeps_its_scale(value: Any) -> None:
-    assert value("gradient_scaling") == [2, 65536.0]
+    assert value("gradient_scaling")["mean"] == [2, 65536.0, 65536.0]
+
+
+def test_a_gradient_that_surely_overflows_halves_the_scale(value: Any) -> None:
+    # The gradient of a sum is the scale itself: 65536 is infinite in float16, 32768 is not.
+    assert value("gradient_scaling")["sum"] == [2, 32768.0, 32768.0]
 
 
 # ---- the process --------------------------------------------------------------------------------
