@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from timing import Seconds, of_ended_children, speed_of_machine, table, timed
 
+from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.catalogue.models import find_model
-from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
 from llmmem.setups import Setup
 from llmmem.units import GIB
 from llmmem.versions import library_versions

@@ -30,8 +30,8 @@ import click
 from tabulate import tabulate
 
 from llmmem.errors import InputError, LlmmemError
-from llmmem.host_memory import resident_memory
-from llmmem.runner import Runner
+from llmmem.execution.host_memory import resident_memory
+from llmmem.execution.runner import Runner
 from llmmem.setups import DTYPES, METHODS, MODES, OPTIMIZERS, TASKS, Setup
 from llmmem.units import GIB, format_size, parse_size
 

@@ -39,11 +39,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import tabulate
 
-from llmmem.build import skeleton
 from llmmem.catalogue.models import find_model
 from llmmem.estimation.rules import accelerate_table
 from llmmem.setups import Setup
 from llmmem.units import GIB
+from llmmem.workload.build import skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

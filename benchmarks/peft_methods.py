@@ -25,9 +25,9 @@ from rich.progress import track
 from tabulate import tabulate
 
 from llmmem.errors import LlmmemError
+from llmmem.execution.runner import Runner
 from llmmem.report import Record, frame, write
 from llmmem.results import Peaks, RunResult
-from llmmem.runner import Runner
 from llmmem.setups import Setup
 from llmmem.units import format_size
 
@@ -144,7 +144,7 @@ def main(chosen: list[str]) -> None:
 
 def run_all(model: str, seq_len: int, chosen: list[str]) -> list[Row]:
     """Run the chosen methods, or all of them, on one model."""
-    from llmmem.build import load_config
+    from llmmem.workload.build import load_config
 
     base = Setup(model=model, seq_len=seq_len, mode="forward")
     config = load_config(base)
@@ -189,7 +189,7 @@ def save_experts(base: Setup) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from llmmem.build import quiet_libraries, skeleton
+    from llmmem.workload.build import quiet_libraries, skeleton
 
     with quiet_libraries():
         model = peft.get_peft_model(skeleton(base), peft.LoraConfig(task_type="CAUSAL_LM"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from llmmem.catalogue.gpus import find_gpu
-from llmmem.estimation import attention
+from llmmem.estimation.fake_cuda import attention
 from llmmem.estimation.trace import trace
 from llmmem.setups import Setup
 from llmmem.versions import library_versions

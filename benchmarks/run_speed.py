@@ -25,7 +25,7 @@ from timing import Seconds, of_ended_children, speed_of_machine, table, timed
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.estimation.trace import trace
-from llmmem.runner import Runner
+from llmmem.execution.runner import Runner
 from llmmem.setups import Setup
 from llmmem.versions import library_versions
 

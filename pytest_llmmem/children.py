@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from llmmem.catalogue.gpus import SIMULATED
 from llmmem.errors import UnsupportedError
-from llmmem.program.children import CountedChildren, UncountedChildren
-from llmmem.program.result import named_peaks
+from llmmem.execution.program.children import CountedChildren, UncountedChildren
+from llmmem.execution.program.result import named_peaks
 from llmmem.results import Peaks, PhaseResult
 from llmmem.units import format_size
 from pytest_llmmem.verdicts import PYTEST
@@ -19,7 +19,7 @@ from pytest_llmmem.verdicts import PYTEST
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from llmmem.program.children import ChildPeaks, Children
+    from llmmem.execution.program.children import ChildPeaks, Children
     from llmmem.report import Record
     from llmmem.simgpu import SimulatedGpu
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmmem.errors import InputError, UnsupportedError
+from llmmem.execution.runner import DEFAULT_TIMEOUT
 from llmmem.report import Record
 from llmmem.results import PHASES, PhaseResult, RunResult
-from llmmem.runner import DEFAULT_TIMEOUT
 from llmmem.setups import Setup, load_setup
 from pytest_llmmem.gate import GATE
 from pytest_llmmem.session import SESSION
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmmem.devices import Device
+    from llmmem.execution.runner import Runner
     from llmmem.measurement.window import Window
     from llmmem.results import Estimate
-    from llmmem.runner import Runner
     from pytest_llmmem.gate import Gate
     from pytest_llmmem.session import Session
 

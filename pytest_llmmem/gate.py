@@ -31,8 +31,8 @@ from pytest_llmmem.verdicts import SIMULATED_VALUES, over_limit, peak_unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from llmmem.execution.program.children import ChildPeaks
     from llmmem.measurement.window import Measurement, Usage, Window
-    from llmmem.program.children import ChildPeaks
     from llmmem.results import PhaseResult
     from pytest_llmmem.marker import Limit
     from pytest_llmmem.session import Session

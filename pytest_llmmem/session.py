@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
-    from llmmem.program.children import ChildPeaks
+    from llmmem.execution.program.children import ChildPeaks
+    from llmmem.execution.runner import Runner
     from llmmem.report import Record
-    from llmmem.runner import Runner
     from pytest_llmmem.children import ChildrenOfTests
     from pytest_llmmem.options import Options
 
@@ -168,7 +168,7 @@ class Session:
     def versions(self) -> Mapping[str, str | None]:
         """Versions of the libraries and of the driver."""
         if self._versions is None:
-            from llmmem.measurement.nvml import driver_version
+            from llmmem.nvml import driver_version
             from llmmem.versions import library_versions
 
             self._versions = library_versions() | {"driver": driver_version()}
@@ -181,7 +181,7 @@ class Session:
             UnsupportedError: The device cannot work here.
         """
         if self._runner is None:
-            from llmmem.runner import Runner
+            from llmmem.execution.runner import Runner
 
             self._runner = Runner(
                 self.options.device, environment=self.children.environment_of_others
@@ -257,7 +257,7 @@ def _check_allocator_settings() -> None:
 
 
 def _check_allocator_setting(name: str, value: str) -> None:
-    from llmmem.estimation.allocator import AllocatorConfig
+    from llmmem.accounting.allocator import AllocatorConfig
     from llmmem.simgpu.trial import try_out
 
     try:

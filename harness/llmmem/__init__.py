@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmmem.errors import InputError, LlmmemError, UnsupportedError
     from llmmem.estimation import estimate
+    from llmmem.execution.runner import Runner, run
     from llmmem.report import load_report
     from llmmem.results import Components, Estimate, Peaks, RunResult, Trace
-    from llmmem.runner import Runner, run
     from llmmem.setups import Setup, load_setup
 
     __version__: str
@@ -45,14 +45,14 @@ _HOMES = {
     "LlmmemError": "errors",
     "Peaks": "results",
     "RunResult": "results",
-    "Runner": "runner",
+    "Runner": "execution.runner",
     "Setup": "setups",
     "Trace": "results",
     "UnsupportedError": "errors",
     "estimate": "estimation",
     "load_report": "report",
     "load_setup": "setups",
-    "run": "runner",
+    "run": "execution.runner",
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmmem.measurement.nvml import gpu_count
+from llmmem.nvml import gpu_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import pytest
 
 from llmmem import Setup, run
 from llmmem.catalogue.gpus import find_title
-from llmmem.measurement.nvml import gpu_count
+from llmmem.nvml import gpu_count
 
 pytestmark = pytest.mark.skipif(gpu_count() == 0, reason="no real GPU")
 

@@ -35,7 +35,8 @@ def alone() -> dict[str, Any]:
 
 
 def shared() -> dict[str, Any]:
-    from llmmem import simgpu, worker
+    from llmmem import simgpu
+    from llmmem.execution import worker
 
     worker._prepare(DEVICE)
     worker._share(DEVICE, {"setup": SETUP.to_dict()})
@@ -58,7 +59,7 @@ def shared() -> dict[str, Any]:
 
 def import_that_initialises_cuda() -> bool:
     """Whether it is left out, so that a fork can do it."""
-    from llmmem.preload import cuda_kept_out
+    from llmmem.execution.preload import cuda_kept_out
 
     try:
         with cuda_kept_out():

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from llmmem import Setup, simgpu
-from llmmem.cli import command
+from llmmem.cli.main import command
 from llmmem.cli.setup_options import read_setup
 from llmmem.devices import parse_device
 

@@ -12,7 +12,7 @@ import pytest
 
 from llmmem import simgpu
 from llmmem.devices import parse_device
-from llmmem.program.run import run_program
+from llmmem.execution.program.run import run_program
 
 pytestmark = pytest.mark.skipif(
     bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())

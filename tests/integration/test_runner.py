@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llmmem import InputError, Runner, RunResult, Setup, UnsupportedError, run, simgpu
-from llmmem.measurement.nvml import gpu_count
+from llmmem.nvml import gpu_count
 from llmmem.results import COMPONENTS
 
 LLAMA = "meta-llama/Llama-3.2-1B"

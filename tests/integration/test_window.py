@@ -201,7 +201,7 @@ NVML = """
 import json, os
 from llmmem import simgpu
 gpu = simgpu.activate("h100", count=2)
-from llmmem.measurement.nvml import NvmlMeter, driver_version, gpu_count
+from llmmem.nvml import NvmlMeter, driver_version, gpu_count
 
 counts = {}
 for visible in ("0,1", "1", "0,7,1", "-1", ""):

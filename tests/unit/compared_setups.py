@@ -77,7 +77,7 @@ def in_child(keys: dict[str, Any]) -> str | None:
 
 
 def difference(keys: dict[str, Any]) -> str | None:
-    from llmmem.estimation.diff import compare
+    from llmmem.validation.diff import compare
 
     try:
         found = compare(Setup.from_mapping({"seq_len": 512, **keys}), find_gpu(CARD))

@@ -140,8 +140,8 @@ def nvml_that_refuses() -> Any:
 
 def what_the_meters_say_of_it() -> Any:
     """What a window measures: on a real GPU it would be the same code that asks."""
-    from llmmem.measurement.nvml import driver_version, gpu_names
     from llmmem.measurement.window import Window
+    from llmmem.nvml import driver_version, gpu_names
 
     seen = {}
     for fault in ("not_supported", "no_permission", "no_process_memory", "gpu_lost"):

@@ -24,7 +24,7 @@ from llmmem.catalogue.gpus import find_gpu  # noqa: E402
 from llmmem.errors import LlmmemError  # noqa: E402
 from llmmem.estimation.trace import trace  # noqa: E402
 from llmmem.setups import Setup  # noqa: E402
-from llmmem.step import execute  # noqa: E402
+from llmmem.workload.step import execute  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from peft_methods import TINY, TINY_CONFIG, methods, save_experts  # noqa: E402

@@ -59,7 +59,7 @@ def choices(card: str) -> list[str]:
     """Where PyTorch and the estimate choose another kernel."""
     import torch
 
-    from llmmem.estimation.attention import choose_backend
+    from llmmem.estimation.fake_cuda.attention import choose_backend
 
     choose = random.Random(1)
     differing = []

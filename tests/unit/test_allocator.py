@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llmmem.accounting.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
 from llmmem.errors import InputError, UnsupportedError
-from llmmem.estimation.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
 from llmmem.units import GIB, MIB
 
 GOLDEN = sorted((Path(__file__).parent.parent / "data" / "allocator").glob("*.json"))

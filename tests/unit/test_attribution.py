@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llmmem.measurement.attribution import Event, Label, Span, attribute
+from llmmem.accounting.attribution import Event, Label, Span, attribute
 from llmmem.results import Components
 
 

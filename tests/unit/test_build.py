@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmmem.build import build, load_config, skeleton, weight_tensors
 from llmmem.catalogue.models import find_model
-from llmmem.config_bounds import check_config
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.setups import Setup
+from llmmem.workload.build import build, load_config, skeleton, weight_tensors
+from llmmem.workload.config_bounds import check_config
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from llmmem.program.children import ChildPeaks, UncountedChildren
-from llmmem.program.result import ProcessPeaks, named_peaks
+from llmmem.execution.program.children import ChildPeaks, UncountedChildren
+from llmmem.execution.program.result import ProcessPeaks, named_peaks
 from llmmem.results import Peaks
 
 

@@ -33,14 +33,15 @@ def test_the_tool_shows_the_first_difference_with_operator_module_and_line(
         "from llmmem import simgpu\n"
         "simgpu.activate('a100-80gb')\n"
         "import torch\n"
-        "from llmmem.estimation import diff, trace\n"
+        "from llmmem.estimation import trace\n"
+        "from llmmem.validation import diff\n"
         "from llmmem.catalogue.gpus import find_gpu\n"
         "from llmmem.setups import Setup\n"
         "follow = trace.follow\n"
         f"setup = Setup(model={tiny_model('llama')!r}, seq_len=64)\n"
         "longer = Setup(model=setup.model, seq_len=96)\n"
         "trace.follow = lambda setup, gpu: follow(longer, gpu)\n"
-        "diff.show(diff.compare(setup, find_gpu('a100-80gb')))\n"
+        "print(*diff.lines(diff.compare(setup, find_gpu('a100-80gb'))), sep='\\n')\n"
     )
     assert shown.startswith("different at ")
     run = next(line for line in shown.splitlines() if line.startswith("run"))

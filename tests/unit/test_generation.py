@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from llmmem.build import build, quiet_libraries
 from llmmem.errors import InputError, UnsupportedError
-from llmmem.generation import Generation
 from llmmem.setups import Setup
-from llmmem.step import execute
+from llmmem.workload.build import build, quiet_libraries
+from llmmem.workload.generation import Generation
+from llmmem.workload.step import execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from llmmem.build import skeleton
 from llmmem.errors import InputError, UnsupportedError
 from llmmem.estimation.rules import rules
 from llmmem.setups import Setup
-from llmmem.step import execute
+from llmmem.workload.build import skeleton
+from llmmem.workload.step import execute
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llmmem.errors import InputError, UnsupportedError
-from llmmem.optimizers import create_optimizer
 from llmmem.setups import OPTIMIZERS, Setup
-from llmmem.step import execute
+from llmmem.workload.optimizers import create_optimizer
+from llmmem.workload.step import execute
 
 CPU = torch.device("cpu")
 NOT_BUILT = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmmem.measurement.attribution import Label, Span
-from llmmem.measurement.timeline import Timeline
+from llmmem.accounting.attribution import Label, Span
+from llmmem.accounting.timeline import Timeline
 
 
 class Clock:

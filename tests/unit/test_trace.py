@@ -21,7 +21,7 @@ from llmmem.units import GIB, MIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llmmem.runner import Runner
+    from llmmem.execution.runner import Runner
 
 PYTHIA = "EleutherAI/pythia-70m"
 QDORA = {"peft_type": "LORA", "target_modules": "all-linear", "use_dora": True}
@@ -291,7 +291,7 @@ def test_an_estimate_has_rules_and_a_trace_and_says_what_it_assumed() -> None:
 @pytest.fixture(scope="module")
 def simulated(simulated_gpu: None) -> Iterator[Callable[[Setup], Any]]:
     """Runs a setup on the simulated h100."""
-    from llmmem.runner import Runner
+    from llmmem.execution.runner import Runner
 
     with Runner("sim:h100") as runner:
         yield lambda setup: _run(runner, setup)

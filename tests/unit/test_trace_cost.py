@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from llmmem.catalogue.gpus import find_gpu
-from llmmem.estimation.memo import OutputMemo
 from llmmem.estimation.trace import trace
+from llmmem.estimation.tracing.meta_cache import MetaCache
 from llmmem.setups import Setup
 from llmmem.units import GIB
 
@@ -56,7 +56,7 @@ def test_405b_takes_less_than_1_gib_of_host_memory_and_no_network() -> None:
 
 
 def test_remembered_outputs_are_laid_out_as_the_operator_does() -> None:
-    compute = OutputMemo()
+    compute = MetaCache()
     tall = torch.empty(8, 4, dtype=torch.bfloat16, device="meta").t()
     for func, args in (
         (aten.mul.Tensor, (tall, 2)),
@@ -79,7 +79,7 @@ def test_remembered_outputs_are_laid_out_as_the_operator_does() -> None:
 
 
 def test_an_operator_that_gives_its_input_again_is_asked_every_time() -> None:
-    compute = OutputMemo()
+    compute = MetaCache()
     for _ in range(2):
         tensor = torch.empty(8, 4, device="meta")
         view = compute(aten._unsafe_view.default, (tensor, [32]), {})
@@ -102,7 +102,7 @@ class Counting:
 def test_a_tensor_without_dimensions_is_remembered_beside_its_own_dtype_only() -> None:
     vector = torch.empty(8, device="meta")
     for dtype, runs in ((torch.float32, 1), (torch.float64, 3)):
-        add, compute = Counting(aten.add.Tensor), OutputMemo()
+        add, compute = Counting(aten.add.Tensor), MetaCache()
         for _ in range(3):
             out = compute(add, (vector, torch.empty((), dtype=dtype, device="meta")), {})
             assert (out.shape, out.dtype) == (vector.shape, torch.float32)
@@ -137,7 +137,7 @@ def test_a_plain_lora_estimate_does_without_bitsandbytes_and_gives_the_same() ->
     program = (
         "import sys\n"
         "from llmmem import Setup, estimate\n"
-        "from llmmem.estimation.alone import estimate_alone\n"
+        "from llmmem.execution.estimate_process import estimate_alone\n"
         "setup = Setup(model='EleutherAI/pythia-70m', method='lora', seq_len=128)\n"
         "alone = estimate_alone(setup, 'h100')\n"
         "assert sys.modules['bitsandbytes'] is None\n"

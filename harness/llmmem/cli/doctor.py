@@ -1,128 +1,27 @@
-"""What this machine can do: measure, simulate, estimate; and what is missing for the rest."""
+"""``llmmem doctor``."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+import click
 
-from llmmem.units import format_size
+from llmmem.cli.exit_codes import DONE, NOT_OK
+from llmmem.cli.json_output import print_json
+from llmmem.cli.options import json_option
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from llmmem.results import Source
-
-__all__ = ["Ability", "Diagnosis", "examine"]
+__all__ = ["doctor"]
 
 
-@dataclass(frozen=True)
-class Ability:
-    """Whether figures of one source can be had here.
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Say what this machine can do, and what is missing."""
+    from llmmem.cli.diagnosis import examine
 
-    Attributes:
-        source: Where the figures would come from.
-        detail: On what, or the short reason why not.
-        problems: What is missing, each with what to do about it.
-    """
+    diagnosis = examine()
+    if as_json:
+        print_json(diagnosis.to_dict())
+    else:
+        from llmmem.cli.show import show_diagnosis
 
-    source: Source
-    detail: str
-    problems: tuple[str, ...] = ()
-
-    @property
-    def works(self) -> bool:
-        """Whether nothing is missing."""
-        return not self.problems
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What this machine can do, and the versions of what it would do it with."""
-
-    measured: Ability
-    simulated: Ability
-    estimated: Ability
-    versions: Mapping[str, str | None]
-
-    @property
-    def abilities(self) -> tuple[Ability, ...]:
-        """All abilities, the most exact first."""
-        return self.measured, self.simulated, self.estimated
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain mapping, ready for JSON: each source's ability under its name."""
-        abilities = {
-            ability.source: {"works": ability.works} | asdict(ability) for ability in self.abilities
-        }
-        return abilities | {"versions": dict(self.versions)}
-
-
-def examine() -> Diagnosis:
-    """Look at this machine; torch is not imported, and CUDA not touched.
-
-    The libraries of the simulated GPU are loaded in a process of their own, and compiled before if
-    they are not in the cache.
-    """
-    from llmmem.measurement.nvml import driver_version
-    from llmmem.versions import library_versions
-
-    versions = library_versions() | {"driver": driver_version()}
-    return Diagnosis(_measured(), _simulated(), _estimated(), versions)
-
-
-def _measured() -> Ability:
-    from llmmem.measurement.nvml import gpu_count
-    from llmmem.simgpu.torch_build import installed_torch
-
-    if gpu_count() == 0:
-        return Ability(
-            "measured", "no GPU", ("no NVIDIA GPU is visible: check the driver and nvidia-smi",)
-        )
-    torch = installed_torch()
-    if torch is not None and torch.cuda is None:
-        problem = f"torch {torch.version} has no CUDA: install a CUDA build of torch"
-        return Ability("measured", "no CUDA in torch", (problem,))
-    return Ability("measured", "; ".join(_gpu_names()), _missing("torch", "transformers"))
-
-
-def _simulated() -> Ability:
-    from llmmem import simgpu
-    from llmmem.catalogue.gpus import gpus
-    from llmmem.simgpu.trial import try_out
-
-    problems = tuple(map(str, simgpu.check()))
-    if not problems:
-        problems = tuple(filter(None, (try_out("libraries"),)))
-    detail = "no simulated GPU" if problems else ", ".join(gpu.name for gpu in gpus())
-    return Ability("simulated", detail, problems)
-
-
-def _estimated() -> Ability:
-    return Ability("estimated", "rules and a trace", _missing("torch", "transformers"))
-
-
-def _missing(*modules: str) -> tuple[str, ...]:
-    return tuple(
-        f"{module} is not installed: pip install {module}"
-        for module in modules
-        if find_spec(module) is None
-    )
-
-
-def _gpu_names() -> list[str]:
-    """Names and sizes of all GPUs that NVML knows."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        return [
-            f"{pynvml.nvmlDeviceGetName(handle)}, "
-            f"{format_size(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))}"
-            for handle in handles
-        ]
-    finally:
-        pynvml.nvmlShutdown()
+        show_diagnosis(diagnosis)
+    return DONE if diagnosis.estimated.works else NOT_OK

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
     from llmmem.catalogue.models import ModelEntry
-    from llmmem.cli.doctor import Diagnosis
-    from llmmem.program import ProgramResult
+    from llmmem.cli.diagnosis import Diagnosis
+    from llmmem.execution.program import ProgramResult
     from llmmem.results import Components, Estimate, PhaseResult, Rules, RunResult, Trace
 
 __all__ = [

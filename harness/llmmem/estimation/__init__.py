@@ -90,7 +90,7 @@ def _estimate(setup: Setup, card: Gpu) -> Estimate:
 def _present() -> str | None:
     """The card of the catalogue that all GPUs of this machine are, if they are one."""
     from llmmem.catalogue.gpus import find_title
-    from llmmem.measurement.nvml import gpu_names
+    from llmmem.nvml import gpu_names
 
     names = set(gpu_names())
     card = find_title(names.pop()) if len(names) == 1 else None

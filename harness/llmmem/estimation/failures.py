@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmmem.errors import LlmmemError
-from llmmem.estimation.memo import tensors_in
-from llmmem.estimation.tracer import Tracer
+from llmmem.estimation.tracing.meta_cache import tensors_in
+from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.guesses import where
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["place_of", "reason_of"]
 
 TORCH = torch.__path__[0]
-HERE = __file__.rpartition("/")[0]
+_PACKAGE = Path(__file__).parents[1]
+#: Folders of what a trace does beside the program.
+HERE = (str(_PACKAGE / "estimation"), str(_PACKAGE / "accounting"))
 
 _NO_KERNEL = re.compile(
     r"(?:Could not run ')?(?P<operator>\w+::[\w.]+?)'?"
@@ -76,7 +79,7 @@ def _is_own(error: Exception, frames: list[FrameType]) -> bool:
         file = frame.f_code.co_filename
         if _is_in(frame, TORCH) or file.startswith("<") or "__tracebackhide__" in frame.f_locals:
             continue
-        if not _is_in(frame, HERE):
+        if not _is_in(frame, *HERE):
             return True
         dispatched = _dispatched(frames)
         return bool(dispatched) and not _has_device_tensors(dispatched[-1])
@@ -91,8 +94,8 @@ def _has_device_tensors(dispatched: FrameType) -> bool:
         return any(tensor.is_meta for tensor in tensors)
 
 
-def _is_in(frame: FrameType, folder: str) -> bool:
-    return frame.f_code.co_filename.startswith(f"{folder}/")
+def _is_in(frame: FrameType, *folders: str) -> bool:
+    return frame.f_code.co_filename.startswith(tuple(f"{folder}/" for folder in folders))
 
 
 def _dispatched(frames: list[FrameType]) -> list[FrameType]:

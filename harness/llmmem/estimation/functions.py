@@ -14,20 +14,20 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
-from llmmem.estimation.choices import gpu_choices
-from llmmem.estimation.kernels import aten_handlers
-from llmmem.estimation.process_state import process_state_kept
+from llmmem.estimation.fake_cuda.dispatch import gpu_choices
+from llmmem.estimation.fake_cuda.process_state import process_state_kept
+from llmmem.estimation.fake_cuda.redirection import cuda_redirected
+from llmmem.estimation.operators.aten import aten_handlers
 
 # Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
 # where it is only made believe.
-from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, bitsandbytes_handlers
-from llmmem.estimation.redirect import cuda_redirected
+from llmmem.estimation.operators.bitsandbytes import bitsandbytes_as_on_gpu, bitsandbytes_handlers
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
-from llmmem.estimation.tracer import Tracer
-from llmmem.optimizers import state_tensors
+from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.results import Peaks, Trace
+from llmmem.workload.optimizers import state_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -162,7 +162,7 @@ def rules(setup: Setup) -> Rules:
         InputError: The model, its config or the adapter is not valid.
         UnsupportedError: The adapter cannot be built here.
     """
-    from llmmem.build import skeleton
+    from llmmem.workload.build import skeleton
 
     model = skeleton(replace(setup, dtype="float32", attention=None))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -249,7 +249,7 @@ def _trainable(setup: Setup) -> int:
     """
     import torch
 
-    from llmmem.build import build
+    from llmmem.workload.build import build
 
     # The adapter is the same on a base that is not quantized, which needs no bitsandbytes.
     plain = replace(

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
+from llmmem.accounting.timeline import Timeline
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
-from llmmem.estimation.choices import gpu_choices
 from llmmem.estimation.failures import place_of, reason_of
-from llmmem.estimation.kernels import aten_handlers
-from llmmem.estimation.redirect import cuda_redirected
-from llmmem.estimation.tracer import Tracer
-from llmmem.measurement.timeline import Timeline
+from llmmem.estimation.fake_cuda.dispatch import gpu_choices
+from llmmem.estimation.fake_cuda.redirection import cuda_redirected
+from llmmem.estimation.operators.aten import aten_handlers
+from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
-from llmmem.step import execute
 from llmmem.units import format_size
+from llmmem.workload.step import execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -143,7 +143,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
     )
     handlers = aten_handlers()
     if uses_bitsandbytes(setup):
-        from llmmem.estimation.quantized import bitsandbytes_handlers
+        from llmmem.estimation.operators.bitsandbytes import bitsandbytes_handlers
 
         handlers |= bitsandbytes_handlers(gpu)
     return Tracer(allocator, gpu, handlers)
@@ -157,7 +157,10 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         if setup.has_adapter:
             import peft  # noqa: F401  # so that its choices can be made as on a GPU
         if uses_bitsandbytes(setup):
-            from llmmem.estimation.quantized import bitsandbytes_as_on_gpu, quantize_on_meta
+            from llmmem.estimation.operators.bitsandbytes import (
+                bitsandbytes_as_on_gpu,
+                quantize_on_meta,
+            )
 
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
             move = partial(quantize_on_meta, layers)

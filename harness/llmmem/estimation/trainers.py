@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from transformers import Trainer, TrainingArguments
 
-    from llmmem.estimation.allocator import CachingAllocator
+    from llmmem.accounting.allocator import CachingAllocator
 
 __all__ = ["ASSUMPTIONS", "copy_on_gpu", "take_first_steps"]
 

@@ -10,7 +10,7 @@ import torch
 
 from llmmem import simgpu
 from llmmem.measurement.allocator_statistics import read_statistics
-from llmmem.measurement.nvml import NvmlMeter
+from llmmem.nvml import NvmlMeter
 from llmmem.results import Peaks
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from llmmem.estimation.allocator import AllocatorConfig, CachingAllocator
-from llmmem.measurement.attribution import Event
-from llmmem.measurement.timeline import Timeline
+from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
+from llmmem.accounting.attribution import Event
+from llmmem.accounting.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -14,21 +14,21 @@ from llmmem.measurement.cap import capped, is_smaller
 from llmmem.measurement.gauges import Gauge
 from llmmem.measurement.gpu_errors import describe, is_cuda_error, is_out_of_memory
 from llmmem.measurement.history import History, allocator_events
-from llmmem.measurement.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.measurement.peaks import PhasePeaks
-from llmmem.parallel import notes as parallel_notes
+from llmmem.nvml import SAMPLING_PERIOD_S, driver_version
 from llmmem.results import PhaseResult, RunResult
-from llmmem.step import execute
 from llmmem.versions import library_versions
+from llmmem.workload.parallel import notes as parallel_notes
+from llmmem.workload.step import execute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
+    from llmmem.accounting.attribution import Attribution
     from llmmem.catalogue.gpus import Gpu
     from llmmem.devices import Device
-    from llmmem.measurement.attribution import Attribution
     from llmmem.results import Outcome, Peaks
     from llmmem.setups import Setup
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem import simgpu
-from llmmem.measurement.nvml import SAMPLING_PERIOD_S
+from llmmem.nvml import SAMPLING_PERIOD_S
 from llmmem.results import METRICS, DevicePeaks, Peaks, Source
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llmmem.measurement.gauges import Gauge
-    from llmmem.measurement.places import Place, PlaceRecorder
+    from llmmem.measurement.source_lines import Place, PlaceRecorder
     from llmmem.simgpu.activation import Moment
 
 __all__ = [
@@ -162,7 +162,7 @@ class Window:
         is_only = _counters.add(self)
         self._held_before = _counters.held()
         if self._wants_places and is_only and cuda_in_use():
-            from llmmem.measurement.places import PlaceRecorder
+            from llmmem.measurement.source_lines import PlaceRecorder
 
             self._places = PlaceRecorder()
             self._places.start()

@@ -22,7 +22,7 @@ from llmmem.setups import Setup
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from llmmem.program import ProgramResult
+    from llmmem.execution.program import ProgramResult
     from llmmem.results import Outcome, RunResult, Source
 
 __all__ = ["ADDED_COLUMNS", "COLUMNS", "SCHEMA", "SESSION", "TOTAL", "Record", "incomplete_row"]

@@ -11,8 +11,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from llmmem.errors import InputError
+from llmmem.execution.runner import Runner
 from llmmem.results import COMPONENTS
-from llmmem.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

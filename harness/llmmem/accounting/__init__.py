@@ -1,0 +1,1 @@
+"""Bytes over time, whoever reports them: the caching allocator's model, attribution, timeline."""

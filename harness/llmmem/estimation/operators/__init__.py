@@ -1,0 +1,1 @@
+"""What CUDA operators allocate beyond their outputs, a file per family or library."""

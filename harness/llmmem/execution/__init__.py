@@ -1,0 +1,1 @@
+"""Processes that run setups and programs: the runner and its worker, and `llmmem exec`."""

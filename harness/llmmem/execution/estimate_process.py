@@ -1,0 +1,68 @@
+"""An estimate in a process of its own, which imports no more than the estimate needs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
+
+from llmmem.estimation import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmmem.results import Estimate
+    from llmmem.setups import Setup
+
+__all__ = ["estimate_alone"]
+
+
+def estimate_alone(setup: Setup, gpu: str | None = None) -> Estimate:
+    """As `llmmem.estimation.estimate`, in a process that does nothing else before it ends.
+
+    It changes the process: from here on bitsandbytes, which takes longer to import than PEFT does
+    and which PEFT imports wherever it is installed, is missing unless the setup uses it. What
+    libraries print goes to standard error.
+
+    Raises:
+        InputError: The setup names something that does not exist, or there is no such card.
+    """
+    with redirect_stdout(sys.stderr), _garbage_left():
+        _import(setup)
+        return estimate(setup, gpu)
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Look for no garbage, now or later, in what is made inside: it goes with the process."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import(setup: Setup) -> None:
+    from llmmem.estimation.trace import uses_bitsandbytes
+    from llmmem.workload.build import quiet_libraries
+    from llmmem.workload.late_compilation import compiled_at_first_call
+
+    uses_it = uses_bitsandbytes(setup)
+    if not uses_it and not _starts_quantized(setup):
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    with quiet_libraries(), compiled_at_first_call():
+        import transformers.modeling_utils  # noqa: F401
+
+        if uses_it:
+            import bitsandbytes  # noqa: F401
+        if setup.has_adapter:
+            import peft  # noqa: F401
+
+
+def _starts_quantized(setup: Setup) -> bool:
+    """Whether the adapter's first weights come from a quantization of the base (LoftQ)."""
+    adapter = setup.adapter if isinstance(setup.adapter, Mapping) else {}
+    return adapter.get("init_lora_weights") == "loftq" or "loftq_config" in adapter

@@ -1,0 +1,168 @@
+"""Forks of this process that each do one job, held to a time and to a share of the host's memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from llmmem.execution.host_memory import resident_memory
+from llmmem.execution.parents import killed_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["DEFAULT_TIMEOUT", "Fork", "Forks"]
+
+#: Seconds that a job has unless told otherwise.
+DEFAULT_TIMEOUT = 900.0
+PERIOD_S = 0.05
+
+
+class Forks:
+    """Forks that run beside each other; leaving the context kills those that still do.
+
+    Args:
+        host_memory: Bytes of host memory that they may take together; past it the largest is
+            killed. ``None``: no limit.
+    """
+
+    def __init__(self, host_memory: int | None = None) -> None:
+        self._host_memory = host_memory
+        self._running: list[Fork] = []
+
+    def __enter__(self) -> Forks:
+        """The forks themselves."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill those that still run."""
+        while self._running:
+            self._running.pop().abandon()
+
+    def start(self, job: Callable[[], Mapping[str, Any]], timeout: float | None) -> Fork:
+        """Do a job in a fork.
+
+        Args:
+            job: What to do; gives a document that JSON holds.
+            timeout: Seconds until the fork is killed.
+        """
+        fork = Fork(job, timeout)
+        self._running.append(fork)
+        return fork
+
+    def reply(self, fork: Fork) -> dict[str, Any]:
+        """Wait for a fork; meanwhile all of them are watched.
+
+        Returns:
+            What its job gave, or one of ``{"timeout": seconds}``, ``{"host_memory": bytes}`` (the
+            limit that was passed) and ``{"died": text}``.
+        """
+        while not fork.has_ended(within=PERIOD_S):
+            self._check()
+        self._running.remove(fork)
+        return fork.reply()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the forks while this process does something else; none is started inside."""
+        done = Event()
+
+        def watch() -> None:
+            while not done.wait(PERIOD_S):
+                self._check()
+
+        thread = Thread(target=watch, name="watch of forks")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _check(self) -> None:
+        for fork in self._running:
+            if fork.is_late():
+                fork.kill({"timeout": fork.timeout})
+        if self._host_memory is None:
+            return
+        taken = {fork: resident_memory(fork.pid) for fork in self._running}
+        if sum(taken.values()) > self._host_memory:
+            max(taken, key=lambda fork: taken[fork]).kill({"host_memory": self._host_memory})
+
+
+class Fork:
+    """One of `Forks`; made by `Forks.start`.
+
+    Attributes:
+        pid: Its process id.
+        timeout: Seconds that it has.
+    """
+
+    def __init__(self, job: Callable[[], Mapping[str, Any]], timeout: float | None) -> None:
+        self.timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._killed: dict[str, Any] | None = None
+        # A file in memory: the fork need not wait until somebody reads its answer.
+        self._answer = os.memfd_create("answer")
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _do(job, self._answer, parent)
+        self._end = os.pidfd_open(self.pid)
+
+    def has_ended(self, within: float) -> bool:
+        """Whether it has, after waiting for that for so many seconds at most."""
+        return bool(select.select([self._end], [], [], within)[0])
+
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def kill(self, reason: dict[str, Any]) -> None:
+        """Kill it, and have the reason for an answer unless it is done already."""
+        self._killed = self._killed or reason
+        # It is not waited for yet, so its id is its own even if it has ended.
+        os.kill(self.pid, signal.SIGKILL)
+
+    def reply(self) -> dict[str, Any]:
+        """What came of the job, once it has ended."""
+        os.close(self._end)
+        _, status = os.waitpid(self.pid, 0)
+        with os.fdopen(self._answer, "rb") as file:
+            answer = file.read() if file.seek(0) == 0 else b""
+        if status == 0 and answer:  # a fork that was killed may have written half of it
+            reply: dict[str, Any] = json.loads(answer)
+            return reply
+        return self._killed or {"died": _how_it_died(status)}
+
+    def abandon(self) -> None:
+        """Kill it, whatever it has."""
+        self.kill({})
+        self.reply()
+
+
+def _how_it_died(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exited with code {code} before it had a result"
+
+
+def _do(job: Callable[[], Mapping[str, Any]], answer: int, parent: int) -> None:
+    """Do the job, write the answer, and end without the parent's clean-up. Never returns."""
+    try:
+        killed_with_parent(parent)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which ends it
+        text = json.dumps(job()).encode()
+        with os.fdopen(answer, "wb") as file:
+            file.write(text)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)

@@ -1,0 +1,169 @@
+"""The worker: a server that imports everything once and forks a clean process for each job.
+
+``python -m llmmem.execution.worker DEVICE PARENT`` reads jobs from standard input and writes replies to
+standard output, one JSON document a line, until standard input or the process PARENT ends. The first
+reply is ``{"ready": pid}`` or a refusal. A job is
+``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds,
+"host_memory": bytes}`` (``gpu`` is the card to assume, or to cap a run to), a run also with
+``"faults": text`` (`llmmem.simgpu.Faults`) for a simulated GPU and with ``"estimate"``: null, or the
+job of an estimate to make beside it, whose reply is then the run's ``"estimate"`` and which shares
+the run's limit of host memory. A reply is one of
+
+- ``{"result": {...}}``,
+- ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
+- ``{"raised": text}``, an exception that llmmem did not expect,
+- ``{"died": text}``, the end of the process without an answer,
+- ``{"timeout": seconds}``,
+- ``{"host_memory": bytes}``, the limit that the job did not keep to.
+
+CUDA is not initialised in the server, so a child starts with a clean allocator and context of its
+own, and may crash, hang or run out of memory without harm to the next. What a run needs is imported
+in the server as far as that goes without CUDA (`llmmem.execution.preload`), once for all runs that follow.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llmmem.devices import Device, parse_device
+from llmmem.errors import InputError, UnsupportedError
+from llmmem.execution.forks import Forks
+from llmmem.execution.parents import end_with_parent
+from llmmem.setups import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TextIO
+
+    from llmmem.execution.forks import Fork
+
+__all__ = ["answer", "main", "serve"]
+
+
+def main(device: str, parent: str) -> None:
+    """Serve jobs for the device until standard input or the parent, a process id, ends."""
+    end_with_parent(int(parent))
+    # Replies have a file of their own: whatever libraries print goes to standard error.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(parse_device(device), sys.stdin, replies)
+
+
+def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
+    """Answer each line of `jobs` with a line of `replies`."""
+
+    def send(reply: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    try:
+        _prepare(device)
+    except (InputError, UnsupportedError) as error:
+        send(_refused(error))
+        return
+    send({"ready": os.getpid()})
+    for line in jobs:
+        send(_answer_job(device, json.loads(line)))
+
+
+def _prepare(device: Device) -> None:
+    """Load the simulated GPU if asked for, then what every job needs."""
+    # Up to PyTorch 2.8, importing bitsandbytes starts a pool of compilers, which nothing here uses.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if device.kind == "sim":
+        from llmmem import simgpu
+
+        simgpu.activate(device.gpu or "", count=device.count)
+
+        import torch
+
+        # A run computes little on the host, and OpenMP's threads keep the cores busy while they wait.
+        torch.set_num_threads(1)
+    # What PEFT and every model need, which is most of what importing them costs.
+    import accelerate  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+    _keep()
+
+
+def _share(device: Device, job: Mapping[str, Any]) -> None:
+    """Import here what a run needs, so that those that follow have it."""
+    if device.kind == "estimate":  # which leaves out what takes long to import and is not needed
+        return
+    from llmmem.execution.preload import preload
+
+    known = len(sys.modules)
+    with suppress(InputError):  # the child says so
+        preload(Setup.from_mapping(job["setup"]))
+    if len(sys.modules) > known:
+        _keep()
+
+
+def _keep() -> None:
+    """What is alive now stays: children need not look at it, nor copy its pages."""
+    gc.collect()
+    gc.freeze()
+
+
+def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    beside = job.get("estimate")
+    with Forks(job["host_memory"]) as forks:
+        estimate = None if beside is None else _start(forks, device, beside)
+        # On a real GPU a run is timed, and has the host to itself.
+        estimated = forks.reply(estimate) if estimate and device.kind == "cuda" else None
+        with forks.watched():
+            _share(device, job)
+        reply = forks.reply(_start(forks, device, job))
+        if estimate is not None:
+            reply["estimate"] = estimated or forks.reply(estimate)
+    return reply
+
+
+def _start(forks: Forks, device: Device, job: Mapping[str, Any]) -> Fork:
+    return forks.start(partial(answer, device, job), job["timeout"])
+
+
+def answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes of a job that is done in this process: a result, a refusal or what was raised."""
+    try:
+        setup = Setup.from_mapping(job["setup"])
+        if job["action"] == "estimate":
+            from llmmem.execution.estimate_process import estimate_alone
+
+            return {"result": estimate_alone(setup, job["gpu"]).to_dict()}
+        from llmmem import simgpu
+        from llmmem.catalogue.gpus import find_gpu
+        from llmmem.measurement.run import run_here
+
+        cap = None if job["gpu"] is None else find_gpu(job["gpu"])
+        simulated = simgpu.active()
+        with simulated.inject(job["faults"]) if simulated is not None else nullcontext():
+            return {"result": run_here(setup, device, cap).to_dict()}
+    except (InputError, UnsupportedError) as error:
+        return _refused(error)
+    except Exception as error:  # models and libraries may raise anything
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return {"raised": "; ".join((text, *_guesses()))}
+
+
+def _guesses() -> tuple[str, ...]:
+    """What an error may follow from: values that are not computed."""
+    from llmmem import simgpu
+
+    simulated = simgpu.active()
+    return () if simulated is None else simulated.guesses.notes()
+
+
+def _refused(error: InputError | UnsupportedError) -> dict[str, Any]:
+    kind = "input" if isinstance(error, InputError) else "unsupported"
+    return {"refused": {"kind": kind, "message": str(error)}}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
