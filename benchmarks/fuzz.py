@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
+from llmmem.catalogue.optimizers import OPTIMIZERS
 from llmmem.errors import InputError, LlmmemError
 from llmmem.execution.host_memory import resident_memory
 from llmmem.execution.runner import Runner
-from llmmem.setups import DTYPES, METHODS, MODES, OPTIMIZERS, TASKS, Setup
+from llmmem.setups import DTYPES, METHODS, MODES, TASKS, Setup
 from llmmem.units import GIB, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ VALID: Mapping[str, tuple[Any, ...]] = {
     "kbit_prepare": (True, False),
     "dtype": DTYPES,
     "autocast": ("none", "bfloat16"),
-    "optimizer": OPTIMIZERS,
+    "optimizer": tuple(OPTIMIZERS),
     "optimizer_args": ({}, {"lr": 0.1}, {"momentum": 0.9}),
     "batch_size": (1, 2, 3),
     "seq_len": (1, 16, 64, 255),

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from llmmem.catalogue.optimizers import OPTIMIZERS
 from llmmem.catalogue.positions import positions
 from llmmem.documents import check_plain, read_document
 from llmmem.errors import InputError, unknown
@@ -25,7 +26,6 @@ __all__ = [
     "METHODS",
     "MODES",
     "MOST_LABELS",
-    "OPTIMIZERS",
     "QUANTIZATIONS",
     "TASKS",
     "Setup",
@@ -34,13 +34,19 @@ __all__ = [
 
 TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification")
 MODES = ("train", "forward", "generate")
-QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "fp8")
 DTYPES = ("bfloat16", "float16", "float32")
 ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHES = ("dynamic", "static")
 PARALLEL_STRATEGIES = ("fsdp2", "ddp")
 SEQ_LEN = 2048
 FOUR_BIT = ("nf4", "fp4")
+_QUANTIZATION_METHODS: Mapping[str, str] = {
+    "int8": "bitsandbytes",
+    "nf4": "bitsandbytes",
+    "fp4": "bitsandbytes",
+    "fp8": "fp8",
+}
+QUANTIZATIONS = ("none", *_QUANTIZATION_METHODS)
 MOST_LABELS = 1_000_000
 
 LORA: Mapping[str, Any] = {
@@ -58,52 +64,6 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 METHODS = tuple(_PRESETS)
 
-# The names of transformers.training_args.OptimizerNames (5.23): which of them this machine and
-# this version can build is known only where the step runs.
-OPTIMIZERS = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
-    "adafactor",
-    "adamw_anyprecision",
-    "adamw_torch_4bit",
-    "adamw_torch_8bit",
-    "ademamix",
-    "sgd",
-    "adagrad",
-    "adamw_bnb_8bit",
-    "adamw_8bit",
-    "ademamix_8bit",
-    "lion_8bit",
-    "lion_32bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "paged_ademamix_32bit",
-    "paged_ademamix_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-    "rmsprop",
-    "rmsprop_bnb",
-    "rmsprop_bnb_8bit",
-    "rmsprop_bnb_32bit",
-    "galore_adamw",
-    "galore_adamw_8bit",
-    "galore_adafactor",
-    "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise",
-    "galore_adafactor_layerwise",
-    "lomo",
-    "adalomo",
-    "grokadamw",
-    "schedule_free_radam",
-    "schedule_free_adamw",
-    "schedule_free_sgd",
-    "apollo_adamw",
-    "apollo_adamw_layerwise",
-    "stable_adamw",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -117,7 +77,8 @@ class Setup:
         mode: ``train``, ``forward`` (no gradients) or ``generate``.
         method: One of `METHODS`: the preset that `quantization` and `adapter` come from unless
             they are given.
-        quantization: One of `QUANTIZATIONS`.
+        quantization: One of `QUANTIZATIONS`, or a ``quantization_config`` of transformers as a
+            mapping (with its ``quant_method``).
         double_quant: Whether the quantization constants of a 4-bit base are quantized too.
         adapter: A PEFT config as a mapping (with its ``peft_type``), or ``"none"``.
         adapter_dtype: Dtype of the adapter's weights; ``None`` is PEFT's default, which is
@@ -146,7 +107,7 @@ class Setup:
     num_labels: int | None = None
     mode: str = "train"
     method: str = "full"
-    quantization: str | None = None
+    quantization: Mapping[str, Any] | str | None = None
     double_quant: bool | None = None
     adapter: Mapping[str, Any] | str | None = None
     adapter_dtype: str | None = None
@@ -234,6 +195,14 @@ class Setup:
         return self.quantization != "none"
 
     @property
+    def quantization_method(self) -> str | None:
+        """The ``quant_method`` of transformers; ``None`` if the model is not quantized."""
+        given = self.quantization
+        if isinstance(given, Mapping):
+            return str(given["quant_method"])
+        return _QUANTIZATION_METHODS.get(given or "")
+
+    @property
     def is_train(self) -> bool:
         """Whether the mode is train."""
         return self.mode == "train"
@@ -254,7 +223,9 @@ class Setup:
             value = getattr(self, key)
             if (value is not None or key in _NEVER_NONE) and value not in choices:
                 raise unknown(key, value, choices)
-        _check_plain({key: getattr(self, key) for key in ("adapter", "optimizer_args", "parallel")})
+        self._check_quantization()
+        tables = ("quantization", "adapter", "optimizer_args", "parallel")
+        _check_plain({key: getattr(self, key) for key in tables})
         for key, most in _MOST.items():
             value = getattr(self, key)
             if value is not None or key in _NEVER_NONE:
@@ -270,6 +241,17 @@ class Setup:
         ):
             raise InputError(f"invalid max_grad_norm {norm!r}: expected a finite number above zero")
         self._check_tables()
+
+    def _check_quantization(self) -> None:
+        given = self.quantization
+        if not isinstance(given, Mapping):
+            if given is not None and given not in QUANTIZATIONS:
+                raise unknown("quantization", given, QUANTIZATIONS)
+        elif not isinstance(given.get("quant_method"), str):
+            raise InputError(
+                f"invalid quantization {dict(given)!r}: it needs a quant_method, "
+                'such as "bitsandbytes"'
+            )
 
     def _check_tables(self) -> None:
         if isinstance(self.adapter, Mapping):
@@ -301,7 +283,7 @@ class Setup:
     def _resolved(self) -> dict[str, Any]:
         """Values for the keys that were left out, where they apply."""
         preset = _PRESETS[self.method]
-        quantization = self.quantization or preset["quantization"]
+        quantization = deepcopy(self.quantization or preset["quantization"])
         adapter = deepcopy(self.adapter if self.adapter is not None else preset["adapter"])
         defaults: dict[str, Any] = {"steps": 2 if self.mode == "train" else 1}
         if quantization in FOUR_BIT:
@@ -364,11 +346,10 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "task": TASKS,
     "mode": MODES,
     "method": METHODS,
-    "quantization": QUANTIZATIONS,
     "adapter_dtype": ADAPTER_DTYPES,
     "dtype": DTYPES,
     "autocast": ("none", "bfloat16", "float16"),
-    "optimizer": OPTIMIZERS,
+    "optimizer": tuple(OPTIMIZERS),
     "kv_cache": KV_CACHES,
 }
 _NEVER_NONE = ("task", "mode", "method", "dtype", "autocast", "batch_size")

@@ -38,8 +38,10 @@ def test_13_billion_parameters_of_2_bytes_take_what_is_published() -> None:
         ({"optimizer": "adamw_torch_fused"}, 8),
         ({"optimizer": "sgd"}, 4),
         ({"optimizer": "sgd", "optimizer_args": {"momentum": 0.9}}, 6),
-        ({"optimizer": "lion_32bit"}, 6),
+        ({"optimizer": "lion_32bit"}, 8),  # bitsandbytes keeps float32
         ({"optimizer": "adamw_8bit"}, 6),
+        ({"optimizer": "adamw_torch_4bit"}, 5),
+        ({"optimizer": "schedule_free_sgd"}, 6),
     ],
 )
 def test_full_training_counts_weights_gradients_and_optimizer_values(

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
+from llmmem.catalogue.optimizers import OPTIMIZERS
 from llmmem.errors import InputError
-from llmmem.setups import OPTIMIZERS, Setup, load_setup
+from llmmem.setups import Setup, load_setup
 
 
 def test_full_fine_tuning_is_the_default():
@@ -230,3 +231,22 @@ def test_documents_that_no_reader_survives_are_refused_in_one_line(tmp_path):
     os.mkfifo(path)
     with pytest.raises(InputError, match="not a file"):
         load_setup(path)
+
+
+def test_a_quantization_is_a_name_or_a_config_of_transformers():
+    table = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    setup = Setup(model="m", method="lora", quantization=table)
+    assert setup.is_quantized
+    assert setup.quantization_method == "bitsandbytes"
+    assert setup.kbit_prepare is True
+    assert setup.double_quant is None
+    assert Setup.from_mapping(setup.to_dict()) == setup
+    assert Setup(model="m", method="qlora").quantization_method == "bitsandbytes"
+    assert Setup(model="m").quantization_method is None
+
+
+def test_a_quantization_without_a_method_is_refused():
+    with pytest.raises(InputError, match="it needs a quant_method"):
+        Setup(model="m", method="lora", quantization={"load_in_4bit": True})
+    with pytest.raises(InputError, match="unknown quantization 'nf5'"):
+        Setup(model="m", method="lora", quantization="nf5")

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llmmem.catalogue.optimizers import OPTIMIZERS
 from llmmem.errors import InputError, UnsupportedError
-from llmmem.setups import OPTIMIZERS, Setup
+from llmmem.setups import Setup
 from llmmem.workload.optimizers import create_optimizer
 from llmmem.workload.step import execute
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from llmmem.catalogue.gpus import Gpu, find_gpu, gpus
-from llmmem.errors import InputError
+from llmmem.catalogue.optimizers import OPTIMIZERS
+from llmmem.errors import InputError, UnsupportedError
 from llmmem.estimation import estimate
 from llmmem.estimation.trace import trace
 from llmmem.results import Peaks, Trace
 from llmmem.setups import Setup
 from llmmem.units import GIB, MIB
+from llmmem.workload.build import build
+from llmmem.workload.optimizers import create_optimizer, state_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -348,3 +352,63 @@ def test_an_estimate_assumes_the_card_that_is_in_the_machine(
         )
         == "l4\n"
     )
+
+
+def test_a_table_of_quantization_takes_what_its_name_takes() -> None:
+    table = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    keys = {"model": "EleutherAI/pythia-70m", "seq_len": 64, "method": "qlora"}
+    named = estimate(Setup(**keys), "l40s")
+    by_table = estimate(Setup(**keys, quantization=table), "l40s")
+    assert named.trace.outcome == "ok"
+    assert by_table.trace.peaks == named.trace.peaks
+    assert by_table.rules.peak_allocated_bytes == named.rules.peak_allocated_bytes
+
+
+@pytest.mark.parametrize(
+    ("quantization", "error", "message"),
+    [
+        ({"quant_method": "hqq"}, UnsupportedError, "not built yet"),
+        ({"quant_method": "nf9"}, InputError, "unknown quant_method 'nf9'"),
+        ({"quant_method": "bitsandbytes", "load_in_5bit": True}, InputError, "load_in_5bit"),
+    ],
+)
+def test_a_quantization_that_is_not_built_is_named(
+    quantization: dict[str, object], error: type[Exception], message: str
+) -> None:
+    setup = Setup(model="EleutherAI/pythia-70m", method="qlora", quantization=quantization)
+    with pytest.raises(error, match=message):
+        build(setup, torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, entry in OPTIMIZERS.items()
+        if entry.state is not None and entry.library in ("torch", "bitsandbytes")
+    ],
+)
+def test_an_optimizer_keeps_the_state_that_its_entry_says(name: str) -> None:
+    weight = 1024 * 1024
+    state = OPTIMIZERS[name].state
+    assert state is not None
+
+    def step() -> None:
+        parameter = torch.nn.Parameter(torch.zeros(1024, 1024, dtype=torch.float16, device="cuda"))
+        optimizer = create_optimizer(Setup(model="m", optimizer=name), [parameter])
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        kept = sum(
+            t.numel() * t.element_size() for t in state_tensors(optimizer) if t.numel() > 256
+        )
+        expected = state.bytes_per_parameter(Fraction(2), {}) * weight
+        # Quantized states have a float32 scale for every 256 values.
+        assert expected <= kept <= expected * (1 + Fraction(4, 256))
+
+    assert estimate(step, "h100").outcome == "ok"

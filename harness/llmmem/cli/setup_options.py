@@ -35,7 +35,7 @@ HELP: Mapping[str, str] = {
     "num_labels": "Classes, of task sequence-classification.",
     "mode": f"{', '.join(MODES)}.",
     "method": f"{', '.join(METHODS)}.",
-    "quantization": f"{', '.join(QUANTIZATIONS)}.",
+    "quantization": f"{', '.join(QUANTIZATIONS)}, or a quantization_config of transformers.",
     "double_quant": "Quantize the quantization constants of a 4-bit base too.",
     "adapter": 'none, or a PEFT config such as {peft_type = "LORA", r = 8}.',
     "adapter_dtype": f"{', '.join(ADAPTER_DTYPES)}.",

@@ -10,8 +10,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from llmmem.catalogue.optimizers import OPTIMIZERS
 from llmmem.errors import UnsupportedError
 from llmmem.results import Rules
+from llmmem.workload.quantization import backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,11 +40,6 @@ BYTES_PER_PARAMETER: Mapping[str, Fraction] = {
     "float32": Fraction(4),
     "bfloat16": Fraction(2),
     "float16": Fraction(2),
-    "fp8": Fraction(1),
-    "int8": Fraction(1),
-    "int4": Fraction(1, 2),
-    "nf4": Fraction(1, 2),
-    "fp4": Fraction(1, 2),
 }
 INFERENCE_OVERHEAD = Fraction(12, 10)
 # Parameters that share a quantization constant, and constants that share one of their own.
@@ -110,31 +107,16 @@ def rank_bytes(whole: int, ranks: int) -> int:
     return whole // ranks
 
 
-# Values that an optimizer keeps for a parameter, in those of the parameter's size.
-_VALUES: Mapping[str, int] = {
-    "adam": 2,
-    "ademamix": 3,
-    "lion": 1,
-    "rmsprop": 1,
-    "adagrad": 1,
-    "sgd": 0,
-}
-
-
 def optimizer_values(setup: Setup, bytes_per_parameter: Fraction) -> Fraction | None:
     """k: what the optimizer keeps for a parameter, in units of the parameter's size.
 
-    SGD 0, with momentum 1, Lion, RMSprop and Adagrad 1, Adam 2, AdEMAMix 3; 8-bit ones one byte a
-    value. ``None`` for an optimizer that the rules do not know.
+    ``None`` for an optimizer that no rule tells of (`llmmem.catalogue.optimizers`).
     """
-    name = setup.optimizer or ""
-    kind = next((kind for kind in _VALUES if kind in name), None)
-    if kind is None:
+    state = OPTIMIZERS[setup.optimizer].state if setup.optimizer else None
+    if state is None:
         return None
-    values = Fraction(_VALUES[kind])
-    if kind == "sgd" and (setup.optimizer_args or {}).get("momentum"):
-        values = Fraction(1)
-    return values / bytes_per_parameter if "8bit" in name else values
+    kept = state.bytes_per_parameter(bytes_per_parameter, setup.optimizer_args or {})
+    return kept / bytes_per_parameter
 
 
 def accelerate_table(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -186,7 +168,9 @@ def _peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int 
 
 def _whole_peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
     """The form for the setup's mode and method on a single GPU."""
-    stored = BYTES_PER_PARAMETER[setup.quantization if setup.is_quantized else setup.dtype]  # type: ignore[index]
+    stored = BYTES_PER_PARAMETER[setup.dtype]
+    if setup.is_quantized:
+        stored = backend_of(setup).bytes_per_parameter(setup)
     if not setup.is_train:
         return _inference(setup, parameters, stored, config)
     if setup.has_adapter:
@@ -235,9 +219,10 @@ def _adapter_training(setup: Setup, parameters: int, stored: Fraction) -> tuple[
         f"{parameters:,} x {_number(stored)} B + "
         f"{trainable:,} x {_number(adapter)} B x (2 + {_number(values)})"
     )
-    if setup.double_quant is None:
+    is_nested = backend_of(setup).has_nested_constants(setup) if setup.is_quantized else None
+    if is_nested is None:
         return peak, formula
-    constants = quantization_constants_bytes(parameters, setup.double_quant)
+    constants = quantization_constants_bytes(parameters, is_nested)
     return peak + constants, f"{formula} + {constants:,} B of quantization constants"
 
 

@@ -26,6 +26,7 @@ from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.units import format_size
+from llmmem.workload.quantization import backend_of, libraries_of
 from llmmem.workload.step import execute
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ __all__ = [
     "follow",
     "outcome_of",
     "trace",
-    "uses_bitsandbytes",
 ]
 
 
@@ -142,7 +142,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
     handlers = aten_handlers()
-    if uses_bitsandbytes(setup):
+    if "bitsandbytes" in libraries_of(setup):
         from llmmem.estimation.operators.bitsandbytes import bitsandbytes_handlers
 
         handlers |= bitsandbytes_handlers(gpu)
@@ -156,7 +156,7 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     with ExitStack() as stack:
         if setup.has_adapter:
             import peft  # noqa: F401  # so that its choices can be made as on a GPU
-        if uses_bitsandbytes(setup):
+        if "bitsandbytes" in libraries_of(setup):
             from llmmem.estimation.operators.bitsandbytes import (
                 bitsandbytes_as_on_gpu,
                 quantize_on_meta,
@@ -218,19 +218,9 @@ def _raise_as_seen(error: Exception) -> NoReturn:
     raise UnsupportedError(f"{at}the step cannot be traced: {reason}") from error
 
 
-def uses_bitsandbytes(setup: Setup) -> bool:
-    """Whether its layers or its optimizer are those of bitsandbytes, or LoftQ quantizes by it."""
-    optimizer = setup.optimizer or ""
-    names = ("bnb", "paged", "lion", "ademamix")
-    if isinstance(setup.adapter, Mapping) and setup.adapter.get("init_lora_weights") == "loftq":
-        return True
-    return setup.is_quantized or optimizer == "adamw_8bit" or any(n in optimizer for n in names)
-
-
 def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
-    if setup.quantization != "int8":
-        return assumptions_of(gpu)
-    return (*assumptions_of(gpu), "no activation is an outlier of LLM.int8")
+    of_layers = backend_of(setup).assumptions(setup) if setup.is_quantized else ()
+    return (*assumptions_of(gpu), *of_layers)
 
 
 def assumptions_of(gpu: Gpu) -> tuple[str, ...]:

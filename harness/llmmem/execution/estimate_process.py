@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
@@ -46,12 +45,12 @@ def _garbage_left() -> Iterator[None]:
 
 
 def _import(setup: Setup) -> None:
-    from llmmem.estimation.trace import uses_bitsandbytes
     from llmmem.workload.build import quiet_libraries
     from llmmem.workload.late_compilation import compiled_at_first_call
+    from llmmem.workload.quantization import libraries_of
 
-    uses_it = uses_bitsandbytes(setup)
-    if not uses_it and not _starts_quantized(setup):
+    uses_it = "bitsandbytes" in libraries_of(setup)
+    if not uses_it:
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     with quiet_libraries(), compiled_at_first_call():
         import transformers.modeling_utils  # noqa: F401
@@ -60,9 +59,3 @@ def _import(setup: Setup) -> None:
             import bitsandbytes  # noqa: F401
         if setup.has_adapter:
             import peft  # noqa: F401
-
-
-def _starts_quantized(setup: Setup) -> bool:
-    """Whether the adapter's first weights come from a quantization of the base (LoftQ)."""
-    adapter = setup.adapter if isinstance(setup.adapter, Mapping) else {}
-    return adapter.get("init_lora_weights") == "loftq" or "loftq_config" in adapter

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmmem.estimation.fake_cuda.dispatch import replaced
-from llmmem.estimation.trace import uses_bitsandbytes
 from llmmem.workload.build import local_config, model_class, quiet_libraries
 from llmmem.workload.late_compilation import compiled_at_first_call
+from llmmem.workload.quantization import libraries_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def _libraries(setup: Setup) -> Iterator[str]:
     if setup.is_train:  # optimizers and checkpointing import them at their first call
         yield "torch._dynamo"
         yield "torch._subclasses.schema_check_mode"
-    if uses_bitsandbytes(setup):
+    if "bitsandbytes" in libraries_of(setup):
         yield "bitsandbytes"
         yield "llmmem.estimation.operators.bitsandbytes"
         yield "transformers.integrations.bitsandbytes"

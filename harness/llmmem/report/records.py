@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ from llmmem.results import (
 from llmmem.setups import Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from llmmem.execution.program import ProgramResult
     from llmmem.results import Outcome, RunResult, Source
@@ -487,7 +488,7 @@ def _setup_columns(setup: Setup) -> dict[str, Any]:
         "task": setup.task,
         "mode": setup.mode,
         "method": setup.method,
-        "quantization": setup.quantization,
+        "quantization": _quantization_name(setup),
         "adapter": _adapter_name(setup.adapter),
         "optimizer": setup.optimizer,
         "dtype": setup.dtype,
@@ -498,6 +499,12 @@ def _setup_columns(setup: Setup) -> dict[str, Any]:
         "kv_cache": setup.kv_cache,
         "parallel": f"{parallel['strategy']}x{parallel['world_size']}" if parallel else "none",
     }
+
+
+def _quantization_name(setup: Setup) -> str | None:
+    """The name that was given, or the method of a table: ``"nf4"``, ``"bitsandbytes"``."""
+    given = setup.quantization
+    return setup.quantization_method if isinstance(given, Mapping) else given
 
 
 def _adapter_name(adapter: Mapping[str, Any] | str | None) -> str | None:

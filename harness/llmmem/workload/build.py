@@ -16,7 +16,6 @@ from inspect import isclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -26,16 +25,18 @@ from llmmem.documents import read_document
 from llmmem.errors import InputError, UnsupportedError, unknown
 from llmmem.workload.config_bounds import check_config
 from llmmem.workload.parallel import create_shards, fully_shard_layers
+from llmmem.workload.quantization import backend_of, constant_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.quantizers.base import HfQuantizer
 
     from llmmem.setups import Setup
+    from llmmem.workload.quantization import QuantizationBackend
 
 __all__ = [
     "Built",
@@ -43,7 +44,6 @@ __all__ = [
     "load_config",
     "local_config",
     "model_class",
-    "move_to_device",
     "quiet_libraries",
     "skeleton",
     "weight_tensors",
@@ -108,9 +108,10 @@ def build(
         setup: What to build.
         device: Where; on ``meta`` nothing is stored.
         mesh: The ranks of a setup that is parallel (`llmmem.workload.parallel.rank_zero`).
-        move: Takes one linear layer of bitsandbytes, without storage and not yet quantized, and
-            leaves it quantized on the device. The default is `move_to_device`; a ``meta`` device
-            needs another one, as bitsandbytes does not quantize there.
+        move: Takes one layer of the quantization's library, without storage, and leaves it
+            quantized on the device. The default is the backend's
+            (`llmmem.workload.quantization`); a ``meta`` device needs another one, as libraries do
+            not quantize there.
 
     Raises:
         InputError: The model, its config or the adapter is not valid.
@@ -127,7 +128,7 @@ def build(
             assert mesh is not None, "fsdp2 needs the mesh of its ranks"
             model = _in_shards(skeletal, adapter, setup, device, mesh)
         else:
-            model = _in_one_piece(skeletal, adapter, setup, device, move or move_to_device)
+            model = _in_one_piece(skeletal, adapter, setup, device, move)
     trainable = tuple(p for p in model.parameters() if p.requires_grad)
     return Built(model, skeletal.config, trainable)
 
@@ -234,34 +235,11 @@ def skeleton(setup: Setup) -> PreTrainedModel:
     return model
 
 
-def move_to_device(linear: nn.Module, device: torch.device) -> None:
-    """Quantize a linear layer of bitsandbytes by moving it from the host to the device.
-
-    The layer comes without storage; its host weights are zeros, and gone when this returns.
-    """
-    for name, parameter in list(linear.named_parameters(recurse=False)):
-        host = type(parameter)(_host_zeros(parameter), requires_grad=False, **parameter.__dict__)
-        setattr(linear, name, host)
-    linear.to(device)
-
-
 def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """All tensors that the model holds: parameters, buffers and quantization constants."""
-    for parameter in model.parameters():
-        yield parameter
-        # bitsandbytes keeps the constants of a layer as plain attributes.
-        state = getattr(parameter, "quant_state", None)
-        for holder in (parameter, state, getattr(state, "state2", None)):
-            yield from _tensors_of(holder)
+    yield from model.parameters()
+    yield from constant_tensors(model)
     yield from model.buffers()
-    for module in model.modules():
-        # Those of int8 move from the parameter to the layer at its first call.
-        yield from _tensors_of(vars(module).get("state"))
-
-
-def _tensors_of(holder: object) -> Iterator[torch.Tensor]:
-    attributes = getattr(holder, "__dict__", {})
-    return (value for value in attributes.values() if isinstance(value, torch.Tensor))
 
 
 @contextmanager
@@ -285,13 +263,18 @@ def _in_one_piece(
     adapter: Any,
     setup: Setup,
     device: torch.device,
-    move: Callable[[nn.Module, torch.device], None],
+    move: Callable[[nn.Module, torch.device], None] | None,
 ) -> nn.Module:
     """The whole model on one device, from its skeleton."""
-    quantizer = _lay_out_quantized(skeletal, setup) if setup.is_quantized else None
-    _create(skeletal, device, move)
-    if quantizer is not None:
-        quantizer.postprocess_model(skeletal)
+    if not setup.is_quantized:
+        _create(skeletal, device, {})
+        return _completed(skeletal, adapter, setup)
+    backend = backend_of(setup)
+    quantizer = _lay_out_quantized(skeletal, setup, backend)
+    move = move or backend.move_to_device
+    layers = filter(backend.is_quantized_layer, skeletal.modules())
+    _create(skeletal, device, dict.fromkeys(layers, move))
+    quantizer.postprocess_model(skeletal)
     return _completed(skeletal, adapter, setup)
 
 
@@ -342,10 +325,8 @@ def _check_supported(setup: Setup) -> None:
             "mode 'generate' with an adapter is not built for fsdp2: take strategy ddp, or the "
             "model without the adapter"
         )
-    if setup.quantization == "fp8":
-        raise UnsupportedError(
-            "quantization 'fp8' is not built yet: bitsandbytes has int8, nf4 and fp4"
-        )
+    if setup.is_quantized:
+        backend_of(setup)
 
 
 def _check_task(setup: Setup, config: PretrainedConfig) -> None:
@@ -396,16 +377,16 @@ def _position_tables(model: PreTrainedModel) -> Iterator[int]:
             yield buffer.shape[0]
 
 
-def _lay_out_quantized(model: Any, setup: Setup) -> HfQuantizer:
+def _lay_out_quantized(model: Any, setup: Setup, backend: QuantizationBackend) -> HfQuantizer:
     """Replace, still without storage, the linear layers that transformers would quantize."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    config: Any = _quantization_config(setup)
+    config = backend.config(setup)
     quantizer: HfQuantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     if setup.task == "sequence-classification" and setup.has_adapter:
         # PEFT trains the head, which cannot be quantized then; transformers' list may miss it.
         kept = quantizer.get_modules_to_not_convert(model)
-        config.llm_int8_skip_modules = [*kept, "classifier", "score"]
+        backend.keep_unquantized(config, [*kept, "classifier", "score"])
     default = torch.get_default_dtype()
     torch.set_default_dtype(_torch_dtype(setup.dtype))
     try:
@@ -415,19 +396,6 @@ def _lay_out_quantized(model: Any, setup: Setup) -> HfQuantizer:
         torch.set_default_dtype(default)
     model.hf_quantizer = quantizer
     return quantizer
-
-
-def _quantization_config(setup: Setup) -> BitsAndBytesConfig:
-    from transformers import BitsAndBytesConfig
-
-    if setup.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type=setup.quantization,
-        bnb_4bit_use_double_quant=setup.double_quant,
-        bnb_4bit_compute_dtype=_torch_dtype(setup.dtype),
-    )
 
 
 def _fill_buffers(model: PreTrainedModel) -> None:
@@ -446,15 +414,22 @@ def _fill_buffers(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _create(
-    model: PreTrainedModel, device: torch.device, move: Callable[[nn.Module, torch.device], None]
+    model: PreTrainedModel,
+    device: torch.device,
+    quantized: Mapping[nn.Module, Callable[[nn.Module, torch.device], None]],
 ) -> None:
-    """Give every parameter of a skeleton its storage on the device, once, and move the buffers."""
+    """Give every parameter of a skeleton its storage on the device, once, and move the buffers.
+
+    Args:
+        model: The skeleton.
+        device: Where.
+        quantized: What creates each of the quantized layers.
+    """
     # Keyed by the tensors of the skeleton, which shares what is tied.
     created: dict[torch.Tensor, nn.Parameter] = {}
     for module in model.modules():
-        # transformers' mark on a layer that it replaced by one of bitsandbytes.
-        if hasattr(module, "source_cls"):
-            move(module, device)
+        if module in quantized:
+            quantized[module](module, device)
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in created:
@@ -588,13 +563,6 @@ def _unreadable(model: str, local: bool, error: Exception) -> InputError:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _host_zeros(like: torch.Tensor) -> torch.Tensor:
-    """A host tensor of the same shape and dtype; its pages cost nothing until they are read."""
-    # numpy asks for memory that the kernel has zeroed (calloc), where torch writes the zeros.
-    zeros = np.zeros(like.numel() * like.element_size(), dtype=np.uint8)
-    return torch.from_numpy(zeros).view(like.dtype).view(like.shape)
 
 
 def _torch_dtype(name: str) -> torch.dtype:
