@@ -1,8 +1,8 @@
-"""Fine-tune a small Llama with the Hugging Face Trainer: a script as it is written for a GPU.
+"""Fine-tune a small Llama with the Hugging Face Trainer: an ordinary script for a GPU.
+
+To run it on a machine without a GPU and see how much memory it takes:
 
     llmmem exec --device sim:rtx4090 -- python examples/hf_trainer.py
-
-runs it on a machine without one, and tells what memory it takes.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ SEQUENCE_LENGTH = 1024
 
 
 class RandomTokens(torch.utils.data.Dataset):
-    """Sequences of random tokens: what they are makes no difference to memory."""
+    """Sequences of random tokens; their values do not affect memory."""
 
     def __init__(self, sequences, vocabulary):
         self.tokens = torch.randint(vocabulary, (sequences, SEQUENCE_LENGTH))

@@ -1,4 +1,4 @@
-"""An encoder: one fine-tuning step of BERT for classification."""
+"""Does a fine-tuning step of BERT for classification fit?"""
 
 import pytest
 

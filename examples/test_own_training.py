@@ -1,4 +1,4 @@
-"""A plain training test, as a project already has it: the marker is all that is new."""
+"""An ordinary training test: only the marker is specific to pytest-llmmem."""
 
 import pytest
 import torch

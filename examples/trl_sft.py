@@ -1,9 +1,9 @@
-"""Fine-tune a small Llama with LoRA and TRL's SFTTrainer: a script as it is written for a GPU.
+"""Fine-tune a small Llama with LoRA and TRL's SFTTrainer: an ordinary script for a GPU.
+
+To run it on a machine without a GPU and see how much memory it takes:
 
     pip install trl
     llmmem exec --device sim:rtx4090 -- python examples/trl_sft.py
-
-runs it on a machine without one, and tells what memory it takes.
 """
 
 import tempfile
