@@ -1,4 +1,4 @@
-"""The fixture `vram`."""
+"""What the fixture `vram` gives to a test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_llmmem.gate import Gate
     from pytest_llmmem.session import Session
 
-__all__ = ["Vram", "vram"]
+__all__ = ["Vram", "vram_of"]
 
 
 class Vram:
@@ -205,8 +205,6 @@ class Vram:
         return {"metric": limit.metric, "limit": limit.written, "limit_bytes": limit.bytes}
 
 
-@pytest.fixture
-def vram(request: pytest.FixtureRequest) -> Vram:
-    """GPU memory: run or estimate a setup, measure a part of the test."""
-    config = request.config
-    return Vram(request.node.stash[GATE], config.stash[SESSION], config.rootpath)
+def vram_of(item: pytest.Item) -> Vram:
+    """The fixture of a test."""
+    return Vram(item.stash[GATE], item.config.stash[SESSION], item.config.rootpath)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmmem.catalogue.gpus import Gpu
 
-__all__ = ["SCOPES", "Limit", "marker_line", "marker_of", "max_vram"]
+__all__ = ["SCOPES", "Limit", "marker_of", "max_vram"]
 
 SCOPES = ("call", "test")
 
@@ -112,17 +112,3 @@ def marker_of(item: pytest.Item) -> Limit | None:
     except TypeError as error:  # Python's own check of the arguments
         accepted = inspect.signature(max_vram).parameters
         raise InputError(f"{error} (accepted: {', '.join(accepted)})") from error
-
-
-def marker_line() -> str:
-    """The marker as ``pytest --markers`` shows it, from the function's signature."""
-    signature = inspect.signature(max_vram)
-    plain = signature.replace(
-        parameters=[
-            parameter.replace(annotation=inspect.Parameter.empty)
-            for parameter in signature.parameters.values()
-        ],
-        return_annotation=inspect.Signature.empty,
-    )
-    summary = (inspect.getdoc(max_vram) or "").splitlines()[0]
-    return f"max_vram{plain}: {summary}"

@@ -1,39 +1,39 @@
-"""What the session was asked for: the command line, else the environment, else the ini file."""
+"""What the plugin registers with pytest: options, keys of the ini file, and the marker.
+
+Every session imports this, also those that never measure anything, so it imports next to nothing.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import pytest
-
-from llmmem.devices import ACCEPTED_DEVICES, Device, parse_device
-from llmmem.errors import InputError
-from llmmem.report import check_report_path
-from llmmem.simgpu.faults import Faults, faults_from_environment
-from llmmem.simgpu.side_streams import SideStreams, side_streams_from_environment
-from pytest_llmmem.marker import Limit, max_vram
+from llmmem.devices import ACCEPTED_DEVICES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-__all__ = ["DEFAULT_REPORT", "Options", "add_options", "separate_report_option"]
+    import pytest
+
+__all__ = [
+    "DEFAULT_REPORT",
+    "MARKER",
+    "add_options",
+    "is_asked_for",
+    "runs_tests",
+    "separate_report_option",
+]
 
 REPORT = "--llmmem-report"
-
 DEFAULT_REPORT = "reports/llmmem.csv"
-AUTO = Device("auto")
-NO_FAULTS = Faults()
 
-Value = TypeVar("Value")
+#: The marker as ``pytest --markers`` shows it.
+MARKER = (
+    "max_vram(limit=None, *, gpu=None, metric='process', scope='call', tolerance=None): "
+    "Fail the test if its peak of GPU memory is over the limit."
+)
 
-MOST_DIGITS = 100  # far beyond any size, and what Python still reads
-
-_TRUE = ("1", "true", "yes", "on")
-_FALSE = ("0", "false", "no", "off", "")
+_KEYS = ("llmmem_report", "llmmem_device", "llmmem_require_gpu", "llmmem_max_vram")
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -95,139 +95,16 @@ def separate_report_option(args: list[str]) -> bool:
     return bool(alone)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of a session, parsed.
-
-    Attributes:
-        reports: Files to write the report to.
-        table: Whether to show the report at the end.
-        device: Where to measure.
-        require_gpu: Whether only what was measured on a real GPU will do.
-        max_vram: Limit for tests without a marker.
-        faults: What is to go wrong on simulated GPUs.
-        side_streams: When work on their side streams ends.
-    """
-
-    reports: tuple[Path, ...] = ()
-    table: bool = False
-    device: Device = AUTO
-    require_gpu: bool = False
-    max_vram: Limit | None = None
-    faults: Faults = NO_FAULTS
-    side_streams: SideStreams = "early"
-
-    @classmethod
-    def read(cls, namespace: argparse.Namespace, config: pytest.Config) -> Options:
-        """Read all options.
-
-        Args:
-            namespace: The command line, as far as it is parsed.
-            config: Where the ini file and the root directory are found.
-
-        Raises:
-            pytest.UsageError: A value is not valid, or two options contradict.
-        """
-        given = _Given(namespace, config)
-        paths, origin = given.paths()
-        reports = (given.parse(check_report_path, path or DEFAULT_REPORT, origin) for path in paths)
-        options = cls(
-            reports=tuple(dict.fromkeys(config.rootpath / path for path in reports)),
-            table="" in paths,
-            device=given.value("device", parse_device, cls.device),
-            require_gpu=given.value("require_gpu", _parse_switch, cls.require_gpu),
-            max_vram=given.value("max_vram", _parse_limit, cls.max_vram),
-            faults=_from_environment(faults_from_environment),
-            side_streams=_from_environment(side_streams_from_environment),
-        )
-        if options.require_gpu and options.device.kind in ("sim", "estimate"):
-            raise pytest.UsageError(
-                f"--llmmem-require-gpu and --llmmem-device={options.device} contradict: "
-                "only a real GPU measures"
-            )
-        return options
-
-    @property
-    def promises_gpu(self) -> bool:
-        """Whether a test that finds no GPU has failed, and is not merely skipped."""
-        return self.require_gpu or self.device.kind == "cuda"
-
-    @property
-    def measures_every_test(self) -> bool:
-        """Whether tests are measured that ask for nothing themselves."""
-        return bool(self.reports) or self.max_vram is not None
-
-    def describe(self) -> str:
-        """The options that differ from their defaults, on one line; empty if there are none."""
-        parts = [f"report {path.name}" for path in self.reports]
-        if self.max_vram is not None:
-            parts.insert(0, f"limit {self.max_vram.size} on the peak of the process")
-        if self.require_gpu:
-            parts.insert(0, "a real GPU is required")
-        if parts or self.device.kind != "auto":
-            simulated = " (simulated: values are not computed)" if self.device.kind == "sim" else ""
-            parts.insert(0, f"device {self.device}{simulated}")
-        if self.faults != NO_FAULTS:
-            parts.append(f"faults on demand: {self.faults}")
-        if self.side_streams != "early":
-            parts.append(f"side streams: {self.side_streams}")
-        return ", ".join(parts)
+def is_asked_for(command_line: argparse.Namespace, config: pytest.Config) -> bool:
+    """Whether an option, a key of the ini file or the environment asks for anything."""
+    return (
+        any(getattr(command_line, key, None) is not None for key in _KEYS)
+        or any(config.getini(key) is not None for key in _KEYS)
+        or any(name.startswith("LLMMEM_") for name in os.environ)
+    )
 
 
-class _Given:
-    """The layers that an option can be given in; the first that has it wins."""
-
-    def __init__(self, namespace: argparse.Namespace, config: pytest.Config) -> None:
-        self._namespace = namespace
-        self._config = config
-
-    def value(self, name: str, parse: Callable[[Any], Value], default: Value) -> Value:
-        """The parsed value of an option."""
-        raw, origin = self._raw(name)
-        return default if raw is None else self.parse(parse, raw, origin)
-
-    def paths(self) -> tuple[Sequence[str], str]:
-        """All paths of reports, and where they were given."""
-        raw, origin = self._raw("report")
-        if isinstance(raw, str):
-            return raw.split(os.pathsep), origin
-        return raw or (), origin
-
-    def parse(self, parse: Callable[[Any], Value], raw: object, origin: str) -> Value:
-        """Parse a value, or name what is wrong and where."""
-        try:
-            return parse(raw)
-        except InputError as error:
-            raise pytest.UsageError(f"{origin}: {error}") from error
-
-    def _raw(self, name: str) -> tuple[Any, str]:
-        option = f"--llmmem-{name.replace('_', '-')}"
-        variable = f"LLMMEM_{name.upper()}"
-        key = f"llmmem_{name}"
-        layers = (
-            (getattr(self._namespace, key, None), option),
-            (os.environ.get(variable), variable),
-            (self._config.getini(key), key),
-        )
-        return next((layer for layer in layers if layer[0] is not None), (None, option))
-
-
-def _from_environment(read: Callable[[], Value]) -> Value:
-    try:
-        return read()
-    except InputError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _parse_limit(text: str) -> Limit:
-    # Bytes are digits only: on a command line and in a file even a whole number is text.
-    is_bytes = text.isdecimal() and len(text) < MOST_DIGITS
-    return max_vram(int(text) if is_bytes else text)
-
-
-def _parse_switch(value: str | bool) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value.lower() not in (*_TRUE, *_FALSE):
-        raise InputError(f"invalid value {value!r} (accepted: {', '.join((*_TRUE, *_FALSE[:-1]))})")
-    return value.lower() in _TRUE
+def runs_tests(config: pytest.Config) -> bool:
+    """Whether tests are run, not only collected or set up: else nothing is measured or said."""
+    only = ("collectonly", "setuponly", "setupplan")
+    return not any(config.getoption(name, default=False) for name in only)

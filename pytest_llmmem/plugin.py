@@ -1,4 +1,9 @@
-"""The hooks that pytest calls."""
+"""The entry point: registers the options, the marker and the fixture, and little else.
+
+The hooks that measure, and the modules that they need, are imported only in sessions that ask for
+them by an option, the ini file or the environment, or that have a test with the marker or the
+fixture.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmmem.fixture import vram
-from pytest_llmmem.gate import GATE, Gate
-from pytest_llmmem.landing import land_in_test
-from pytest_llmmem.leftovers import LEFTOVERS, Leftovers
-from pytest_llmmem.marker import marker_line
-from pytest_llmmem.options import Options, add_options, separate_report_option
-from pytest_llmmem.reporter import Reporter
-from pytest_llmmem.session import SESSION, Session, load_simulated_gpu
+from pytest_llmmem.options import (
+    MARKER,
+    add_options,
+    is_asked_for,
+    runs_tests,
+    separate_report_option,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator
+
+    from pytest_llmmem.fixture import Vram
 
 __all__ = ["vram"]
+
+HOOKS = "llmmem-hooks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,125 +45,53 @@ def pytest_load_initial_conftests(
         # pytest reads the conftests of these paths next.
         command_line.file_or_dir = again.file_or_dir
         command_line.llmmem_report = again.llmmem_report
-    _begin(early_config, command_line)
+    if is_asked_for(command_line, early_config):
+        _register_hooks(early_config, command_line)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and what reports at the end."""
-    config.addinivalue_line("markers", marker_line())
-    session = _begin(config, config.option)
-    if not _runs_tests(config):
+    """Register the marker, and the hooks where it is known already that they are needed."""
+    config.addinivalue_line("markers", MARKER)
+    if is_asked_for(config.option, config) or _controls_workers(config):
+        _register_hooks(config, config.option)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Register the hooks if a test is about memory."""
+    config = session.config
+    if config.pluginmanager.has_plugin(HOOKS) or not runs_tests(config):
         return
-    config.pluginmanager.register(_BeforeFixtures(), "llmmem-before-fixtures")
-    leftovers = config.stash[LEFTOVERS] = Leftovers(
-        config, measures=session.options.measures_every_test
-    )
-    config.pluginmanager.register(leftovers, "llmmem-leftovers")
-    if not hasattr(config, "workerinput"):  # under xdist, only the controller reports
-        config.pluginmanager.register(Reporter(config, session.options), "llmmem-reporter")
+    if any(map(_may_be_about_memory, session.items)):
+        _register_hooks(config, config.option)
+        from pytest_llmmem.leftovers import LEFTOVERS
+
+        config.stash[LEFTOVERS].pytest_collection_finish(session)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """End what the session started."""
-    session = config.stash.get(SESSION, None)
-    if session is not None:
-        session.close()
+@pytest.fixture
+def vram(request: pytest.FixtureRequest) -> Vram:
+    """GPU memory: run or estimate a setup, measure a part of the test."""
+    from pytest_llmmem.fixture import vram_of
+
+    return vram_of(request.node)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Read the marker first of all."""
-    session = item.config.stash[SESSION]
-    gate = item.stash[GATE] = Gate(item, session)
-    if not _runs_tests(item.config):
-        yield
-        return
-    session.share_with_children()
-    gate.read_marker()
-    with gate.setup():
-        yield
+def _controls_workers(config: pytest.Config) -> bool:
+    """Whether this is the controller of pytest-xdist, which has reports and no tests."""
+    is_worker = hasattr(config, "workerinput")
+    return not is_worker and config.getoption("dist", "no") != "no" and runs_tests(config)
 
 
-class _BeforeFixtures:
-    """What is done after pytest's own skip marks had their say, and before the first fixture."""
-
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """See that the test can be measured at all."""
-        item.stash[GATE].before_fixtures()
+def _may_be_about_memory(item: pytest.Item) -> bool:
+    """Whether a test has the marker or the fixture, or may ask for the fixture as it runs."""
+    names = getattr(item, "fixturenames", ())
+    return item.get_closest_marker("max_vram") is not None or "vram" in names or "request" in names
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Measure the call."""
-    with item.stash[GATE].call():
-        return (yield)
+def _register_hooks(config: pytest.Config, command_line: argparse.Namespace) -> None:
+    from pytest_llmmem import hooks
 
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Measure the teardown, if it counts."""
-    with item.stash[GATE].teardown():
-        yield
-
-
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Put the verdict in the place of what the test raised, before pytest writes the report of it.
-
-    By now pytest has put there what unittest keeps to itself. It calls this after its own hook for
-    unittest, which comes first, and before the one that makes the report, which is registered
-    earlier.
-    """
-    gate = item.stash.get(GATE, None)
-    if gate is None or not _runs_tests(item.config):
-        return
-    error = None if call.excinfo is None else call.excinfo.value
-    verdict = gate.verdict(call.when, error)
-    if verdict is not None and verdict is not error:
-        call.excinfo = _raised(verdict)
-    land_in_test(item, call)
-    if call.when == "teardown":
-        gate.leave()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(
-    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
-) -> Generator[None, object, object]:
-    """Note the fixtures that read values which a simulated GPU does not know."""
-    reads = request.config.stash[SESSION].value_reads
-    before = reads.now()
-    try:
-        return (yield)
-    finally:
-        reads.note_fixture(fixturedef.argname, before)
-
-
-def pytest_fixture_post_finalizer(
-    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
-) -> None:
-    """Forget them when they are torn down."""
-    request.config.stash[SESSION].value_reads.forget_fixture(fixturedef.argname)
-
-
-def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
-    """The error as pytest wants it, with a traceback."""
-    try:
-        raise error
-    except BaseException:
-        return pytest.ExceptionInfo.from_current()
-
-
-def _runs_tests(config: pytest.Config) -> bool:
-    """Whether tests are run, not only collected or set up: else nothing is measured or said."""
-    only = ("collectonly", "setuponly", "setupplan")
-    return not any(config.getoption(name, default=False) for name in only)
-
-
-def _begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:
-    """The session of this process; made, with its GPU, when it is first asked for."""
-    session = config.stash.get(SESSION, None)
-    if session is None:
-        options = Options.read(command_line, config)
-        load_simulated_gpu(options.device, config.invocation_params.args)
-        session = config.stash[SESSION] = Session(options)
-    return session
+    hooks.begin(config, command_line)
+    if not config.pluginmanager.has_plugin(HOOKS):
+        config.pluginmanager.register(hooks, HOOKS)

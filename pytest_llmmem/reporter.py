@@ -13,7 +13,7 @@ from pytest_llmmem.verdicts import SIMULATED_VALUES
 
 if TYPE_CHECKING:
     from llmmem.report import Record
-    from pytest_llmmem.options import Options
+    from pytest_llmmem.session_options import Options
 
 __all__ = ["Reporter"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmmem.execution.runner import Runner
     from llmmem.report import Record
     from pytest_llmmem.children import ChildrenOfTests
-    from pytest_llmmem.options import Options
+    from pytest_llmmem.session_options import Options
 
 __all__ = ["SESSION", "Session", "load_simulated_gpu"]
 

@@ -281,3 +281,28 @@ def test_a_path_after_the_report_option_is_a_path_of_tests(
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["llmmem: device auto, report llmmem.csv"])
     assert pytester.path.joinpath("reports/llmmem.csv").is_file()
+
+
+def test_a_session_that_uses_nothing_of_it_imports_only_the_registration(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile("def test_it(tmp_path): pass")
+    program = (
+        "import pytest, sys\n"
+        "pytest.main(['-q', *sys.argv[1:]])\n"
+        "ours = [name for name in sys.modules if name.startswith(('llmmem', 'pytest_llmmem'))]\n"
+        "print('imported:', *sorted(ours))\n"
+    )
+    done = pytester.run(sys.executable, "-c", program, "--co")
+    expected = (
+        "imported: llmmem llmmem.devices llmmem.errors "
+        "pytest_llmmem pytest_llmmem.options pytest_llmmem.plugin"
+    )
+    done.stdout.fnmatch_lines([expected])
+
+
+def test_a_fixture_that_is_asked_for_as_the_test_runs_is_there(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "def test_it(request):\n    assert request.getfixturevalue('vram').device.kind\n"
+    )
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=1)

@@ -7,9 +7,9 @@ import pytest
 from llmmem.report import Record
 from llmmem.results import Peaks
 from pytest_llmmem.gate import Gate
-from pytest_llmmem.options import Options
 from pytest_llmmem.records import TestRecords
 from pytest_llmmem.session import Session
+from pytest_llmmem.session_options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

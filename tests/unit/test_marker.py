@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.errors import InputError
-from pytest_llmmem.marker import Limit, marker_line, max_vram
+from pytest_llmmem.marker import Limit, max_vram
+from pytest_llmmem.options import MARKER
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,10 @@ def test_bad_arguments_are_refused_with_the_reason(
 
 
 def test_the_marker_line_shows_every_argument_and_its_default() -> None:
-    assert marker_line().startswith(
-        "max_vram(limit=None, *, gpu=None, metric='process', scope='call', tolerance=None): "
+    signature = inspect.signature(max_vram)
+    plain = signature.replace(
+        parameters=[p.replace(annotation=p.empty) for p in signature.parameters.values()],
+        return_annotation=signature.empty,
     )
+    summary = (inspect.getdoc(max_vram) or "").splitlines()[0]
+    assert f"max_vram{plain}: {summary}" == MARKER
