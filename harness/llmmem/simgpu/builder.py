@@ -48,8 +48,10 @@ RECIPE = tuple(
     for name in ("builder.py", "cache.py", "compilers.py", "symbols.py")
 )
 
-#: SONAME of the library that holds the account, from the sources that no other library is made of;
-#: all others link against it.
+#: One source for each CUDA library. All other C sources make up the core.
+API = SOURCES / "api"
+
+#: SONAME of the core: the library that holds the account. All others link against it.
 CORE = "libllmmem-simgpu.so"
 
 #: The observer of PyTorch's operators, which the core loads into programs that have PyTorch.
@@ -166,9 +168,8 @@ def _build_into(
 ) -> list[Path]:
     """Build all libraries in an empty directory; returns them in loading order."""
     core = work / CORE
-    sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
-    # First, so that a compiler that does not work is told at once: reading symbols takes seconds.
-    cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *sources, "-ldl")
+    # First, so that a compiler that does not work is reported at once: reading symbols takes seconds.
+    cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *_core_sources(), "-ldl")
     sonames = replaced_libraries(torch)
     wanted = {found.soname: found for found in wanted_symbols(readers)}
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -189,12 +190,18 @@ def _build_into(
     return built
 
 
+def _core_sources() -> list[Path]:
+    """All C sources but those of the CUDA libraries."""
+    found = (path for path in SOURCES.rglob("*.c") if path.parent != API)
+    return sorted(found, key=lambda path: path.name)
+
+
 def _build_observer(cc: Compilers, work: Path, torch: TorchBuild, core: Path) -> None:
     rules = work / "value_rules.h"
     rules.write_text(_value_rules(), encoding="utf-8")
     cc.run_cpp(
         torch, work / OBSERVER, "-shared", f"-Wl,-soname,{OBSERVER}", "-Wl,-rpath,$ORIGIN",
-        f"-I{work}", SOURCES / "observer.cpp",
+        f"-I{work}", SOURCES / "observer" / "observer.cpp",
         core, f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--allow-shlib-undefined",
     )  # fmt: skip
     rules.unlink()
@@ -222,7 +229,7 @@ def _add_driver_directory(work: Path) -> None:
 
 def _object(cc: Compilers, work: Path, soname: str, source: str) -> Path:
     compiled = work / f"{soname}.o"
-    cc.run(compiled, "-c", SOURCES / source)
+    cc.run(compiled, "-c", API / source)
     return compiled
 
 
@@ -238,7 +245,7 @@ def _link(
     """One library: the object, the generated functions, and symbol versions where imports have them."""
     generated = work / f"{soname}.c"
     functions = [_generated(soname.split(".so")[0], name) for name in sorted(stubs)]
-    generated.write_text('#include "refusal.h"\n' + "".join(functions), encoding="utf-8")
+    generated.write_text('#include "base/refusal.h"\n' + "".join(functions), encoding="utf-8")
     options = []
     if version_node is not None:
         script = work / f"{soname}.map"
@@ -324,8 +331,10 @@ def _entry(torch: TorchBuild, cache: Path, readers: tuple[Path, ...]) -> Path:
     Which compiler is installed does not matter, so that a complete cache needs none.
     """
     digest = hashlib.sha256()
-    for source in [*sorted(SOURCES.rglob("*.[ch]*")), *RECIPE]:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sorted(SOURCES.rglob("*.[ch]*")):
+        digest.update(os.fsencode(source.relative_to(SOURCES)) + b"\0" + source.read_bytes())
+    for module in RECIPE:
+        digest.update(os.fsencode(module.name) + b"\0" + module.read_bytes())
     digest.update(_value_rules().encode())
     for part in (*_machine(), torch.version, _installed("nvidia-ml-py")):
         digest.update(part.encode() + b"\0")

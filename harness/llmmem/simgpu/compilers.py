@@ -116,7 +116,7 @@ class Compilers:
         """
         _compile(
             self.c, output, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
-            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}", *arguments,
+            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'api' / 'include'}", *arguments,
         )  # fmt: skip
 
     def run_cpp(self, torch: TorchBuild, output: Path, *arguments: str | Path) -> None:

@@ -1,0 +1,11 @@
+/* The blocks that PyTorch's caching allocator has handed out, as it reports them. */
+#ifndef LLMMEM_BLOCKS_H
+#define LLMMEM_BLOCKS_H
+
+#include "account/account.h"
+
+/* The end of the block that holds an address, or 0 if no block is known there: memory that PyTorch's
+ * own allocator did not hand out. */
+SIM_API uintptr_t sim_block_end(uintptr_t address);
+
+#endif

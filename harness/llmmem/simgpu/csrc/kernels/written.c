@@ -1,0 +1,14 @@
+#include "kernels/written.h"
+
+#include "kernels/blocks.h"
+#include "values/values.h"
+
+/* How far a kernel writes is not known: to the end of what it was given at most. */
+void sim_written(uintptr_t address) {
+    if (!sim_is_device_address(address)) return;
+    uintptr_t end = sim_block_end(address);
+    if (end)
+        sim_values_forget(address, end - address);
+    else
+        sim_values_forget_at(address);
+}
