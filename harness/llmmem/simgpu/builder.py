@@ -212,7 +212,7 @@ def _value_rules() -> str:
     names = ["plain", *get_args(Rule)]
     entries = ",\n".join(f'    {{"{name}", Rule::{rule}_}}' for name, rule in RULES.items())
     return (
-        "#include <string_view>\n#include <unordered_map>\n"
+        "#pragma once\n#include <string_view>\n#include <unordered_map>\n"
         f"constexpr size_t MOST_INTEGER_BYTES = {MOST_INTEGER_BYTES};\n"
         f"constexpr size_t MOST_FLOAT_BYTES = {MOST_FLOAT_BYTES};\n"
         f"enum class Rule {{ {', '.join(f'{name}_' for name in names)} }};\n"
@@ -245,7 +245,7 @@ def _link(
     """One library: the object, the generated functions, and symbol versions where imports have them."""
     generated = work / f"{soname}.c"
     functions = [_generated(soname.split(".so")[0], name) for name in sorted(stubs)]
-    generated.write_text('#include "base/refusal.h"\n' + "".join(functions), encoding="utf-8")
+    generated.write_text('#include "base/unsupported.h"\n' + "".join(functions), encoding="utf-8")
     options = []
     if version_node is not None:
         script = work / f"{soname}.map"
@@ -267,7 +267,7 @@ def _generated(library: str, name: str) -> str:
     if library == "libnvidia-ml":  # there this is an everyday answer, which programs expect
         body = f"return {status};"
     elif library in ALL_BY_HAND or _FILLS_IN.search(name):
-        body = f'static bool told; return sim_refuse("{name}", &told, {status});'
+        body = f'static bool told; return sim_unsupported("{name}", &told, {status});'
     else:
         body = "return 0;"
     return f"long {name}(void) {{ {body} }}\n"

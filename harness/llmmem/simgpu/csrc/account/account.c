@@ -1,19 +1,18 @@
 #include "account/account.h"
 
+#include "account/card.h"
 #include "account/faults.h"
 #include "account/guest.h"
 #include "account/ledger.h"
-#include "values/operators.h"
 #include "account/processes.h"
+#include "account/visible_devices.h"
+#include "values/operators.h"
 #include "values/values.h"
-#include "account/visible.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 /* Addresses of the devices: one reserved range that is never backed. First fit, lowest first, so
  * that the same program gets the same addresses relative to its start. */
@@ -49,7 +48,6 @@ typedef struct {
     size_t count, capacity, width;
 } table; /* sorted by address, which is the first member of an item */
 
-static sim_card card;
 static device_account accounts[SIM_MAX_DEVICES];
 static uintptr_t space, no_gap_below;
 static table regions = {.width = sizeof(sim_region)};
@@ -62,143 +60,9 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void acquire(void) { pthread_mutex_lock(&lock); }
 static void release(void) { pthread_mutex_unlock(&lock); }
 
+__attribute__((constructor)) static void keep_lock_across_fork(void) { pthread_atfork(acquire, release, release); }
+
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
-
-/* ---- the card ---------------------------------------------------------------------------------- */
-
-static bool set_field(const char *key, const char *value) {
-    const struct {
-        const char *name;
-        int *integer;
-        size_t *bytes;
-    } numbers[] = {
-        {"count", &card.count, NULL},
-        {"major", &card.major, NULL},
-        {"minor", &card.minor, NULL},
-        {"sm_count", &card.sm_count, NULL},
-        {"total_bytes", NULL, &card.total_bytes},
-        {"nvml_total_bytes", NULL, &card.nvml_total_bytes},
-        {"shared_per_block_optin", NULL, &card.shared_per_block_optin},
-        {"shared_per_sm", NULL, &card.shared_per_sm},
-        {"threads_per_sm", &card.threads_per_sm, NULL},
-        {"blocks_per_sm", &card.blocks_per_sm, NULL},
-        {"l2_bytes", NULL, &card.l2_bytes},
-        {"memory_bus_bits", &card.memory_bus_bits, NULL},
-        {"context_bytes", NULL, &card.context_bytes},
-        {"peer_access", &card.peer_access, NULL},
-        {"driver_cuda_version", &card.driver_cuda_version, NULL},
-        {"cublas_version", &card.cublas_version, NULL},
-        {"cudnn_version", &card.cudnn_version, NULL},
-        {"nccl_version", &card.nccl_version, NULL},
-        {"late_side_streams", &card.late_side_streams, NULL},
-    };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        if (strcmp(key, numbers[i].name) != 0) continue;
-        char *end;
-        unsigned long long number = strtoull(value, &end, 10);
-        if (end == value || *end) return false;
-        if (numbers[i].integer == &card.count && (number < 1 || number > SIM_MAX_DEVICES)) return false;
-        if (numbers[i].integer) *numbers[i].integer = (int)number;
-        if (numbers[i].bytes) *numbers[i].bytes = (size_t)number;
-        return true;
-    }
-    const struct {
-        const char *name;
-        char *text;
-        size_t size;
-    } texts[] = {
-        {"name", card.name, sizeof card.name},
-        {"title", card.title, sizeof card.title},
-        {"driver_version", card.driver_version, sizeof card.driver_version},
-    };
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        if (strcmp(key, texts[i].name) != 0) continue;
-        snprintf(texts[i].text, texts[i].size, "%s", value);
-        return true;
-    }
-    return false;
-}
-
-static bool in_use(void) {
-    for (int device = 0; device < SIM_MAX_DEVICES; device++)
-        if (accounts[device].context) return true;
-    return false;
-}
-
-/* How many devices a program was told there are, which PyTorch asks once and remembers; 0 before. */
-static int told_count;
-
-int sim_device_count(void) { return told_count = card.count; }
-
-int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value)) {
-    char field[256];
-    int number = 0;
-    while (*text) {
-        size_t length = strcspn(text, ";");
-        number++;
-        if (length >= sizeof field) return number;
-        memcpy(field, text, length);
-        field[length] = 0;
-        char *equals = strchr(field, '=');
-        if (!equals) return number;
-        *equals = 0;
-        if (!set(field, equals + 1)) return number;
-        text += length + (text[length] == ';');
-    }
-    return 0;
-}
-
-int sim_configure(const char *text) {
-    if (in_use()) return -1;
-    sim_card before = card;
-    int bad = sim_read_fields(text, set_field);
-    bool fits = card.count >= 1 && (!told_count || card.count == told_count);
-    if (bad || !fits) {
-        card = before;
-        return bad ? bad : -1;
-    }
-    sim_forget_visible();
-    return 0;
-}
-
-/* A program started with the libraries preloaded finds its card in the environment. */
-__attribute__((constructor)) static void configure_from_environment(void) {
-    const char *text = getenv("LLMMEM_SIMULATED_GPU");
-    if (text) {
-        int bad = sim_configure(text);
-        if (bad) {
-            fprintf(stderr, "llmmem: invalid LLMMEM_SIMULATED_GPU '%s' (field %d): leave it as llmmem has set it\n",
-                    text, bad);
-            _exit(2);
-        }
-    }
-    pthread_atfork(acquire, release, release);
-}
-
-const sim_card *sim_get_card(void) { return &card; }
-
-void sim_uuid(int device, unsigned char uuid[16]) {
-    static const unsigned char base[16] = {0x73, 0x69, 0x6d, 0x75, 0x6c, 0x61, 0x74, 0x65,
-                                           0x64, 0x67, 0x70, 0x75, 0, 0, 0, 0};
-    memcpy(uuid, base, 16);
-    uuid[3] = (unsigned char)device;
-}
-
-void sim_uuid_text(int device, char text[SIM_UUID_TEXT]) {
-    unsigned char b[16];
-    sim_uuid(device, b);
-    snprintf(text, SIM_UUID_TEXT, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
-             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-}
-
-int sim_bus_number(int device) { return device + 1; }
-
-int sim_device_at_bus(const char *place) {
-    unsigned int domain, bus, slot;
-    if (sscanf(place, "%x:%x:%x", &domain, &bus, &slot) != 3 || domain || slot) return -1;
-    int device = (int)bus - 1;
-    return device >= 0 && device < card.count ? device : -1;
-}
 
 /* ---- sorted tables ----------------------------------------------------------------------------- */
 
@@ -244,12 +108,12 @@ static mapping *mapping_at(size_t i) { return (mapping *)mappings.items + i; }
 
 /* ---- figures (call with the lock held) --------------------------------------------------------- */
 
-static size_t context_of(const device_account *a) { return a->context ? card.context_bytes : 0; }
+static size_t context_of(const device_account *a) { return a->context ? sim_get_card()->context_bytes : 0; }
 
 /* What another process holds: what it wants, as far as this one has left it. */
 static size_t outside_bytes(const device_account *a) {
     size_t taken = context_of(a) + a->mapped;
-    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    size_t room = sim_get_card()->total_bytes > taken ? sim_get_card()->total_bytes - taken : 0;
     size_t wanted = sim_outside_wants();
     return wanted < room ? wanted : room;
 }
@@ -258,7 +122,7 @@ static size_t outside_bytes(const device_account *a) {
  * of device memory and counts only as far as it fits beside it. */
 static size_t resident_managed(const device_account *a) {
     size_t taken = context_of(a) + a->mapped + outside_bytes(a);
-    size_t room = card.total_bytes > taken ? card.total_bytes - taken : 0;
+    size_t room = sim_get_card()->total_bytes > taken ? sim_get_card()->total_bytes - taken : 0;
     return a->managed < room ? a->managed : room;
 }
 
@@ -276,7 +140,7 @@ static void note_change(device_account *a) {
 
 static bool charge(device_account *a, size_t bytes) {
     size_t taken = context_of(a) + a->mapped + outside_bytes(a);
-    if (taken > card.total_bytes || bytes > card.total_bytes - taken) return false;
+    if (taken > sim_get_card()->total_bytes || bytes > sim_get_card()->total_bytes - taken) return false;
     a->mapped += bytes;
     note_change(a);
     return true;
@@ -287,10 +151,17 @@ static void discharge(device_account *a, size_t bytes) {
     note_change(a);
 }
 
+static bool in_use(void) {
+    for (int device = 0; device < SIM_MAX_DEVICES; device++)
+        if (accounts[device].context) return true;
+    return false;
+}
+
 static void open_context(int device) {
     device_account *a = &accounts[device];
     if (a->context) return;
     if (!in_use()) {
+        sim_put_card_to_use();
         sim_ledger_open();
         sim_invite_guest();
     }
@@ -317,7 +188,7 @@ bool sim_host_processes(const char *directory) {
 
 bool sim_context_is_open(int device) { return device >= 0 && accounts[device].context; }
 
-bool sim_can_access_peer(int device, int peer) { return card.peer_access && device != peer; }
+bool sim_can_access_peer(int device, int peer) { return sim_get_card()->peer_access && device != peer; }
 
 bool sim_set_peer_access(int device, int peer, bool on) {
     acquire();
@@ -365,7 +236,7 @@ size_t sim_free_bytes(int device) {
     acquire();
     size_t taken = process_bytes(a) + outside_bytes(a);
     release();
-    return taken < card.total_bytes ? card.total_bytes - taken : 0; /* what is outside may grow meanwhile */
+    return taken < sim_get_card()->total_bytes ? sim_get_card()->total_bytes - taken : 0; /* what is outside may grow meanwhile */
 }
 
 /* ---- addresses --------------------------------------------------------------------------------- */

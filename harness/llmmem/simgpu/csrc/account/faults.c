@@ -1,5 +1,8 @@
 #include "account/faults.h"
 
+#include "account/card.h"
+#include "base/fields.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,7 +7,7 @@
 #ifndef LLMMEM_FAULTS_H
 #define LLMMEM_FAULTS_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 /* Let these go wrong and no others, from now on: counts start anew, and a device that a fault broke
  * works again. Returns 0, or the 1-based number of the first field that is not understood. */

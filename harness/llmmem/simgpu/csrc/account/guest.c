@@ -1,6 +1,6 @@
 #include "account/guest.h"
 
-#include "base/beginning.h"
+#include "base/environment.h"
 
 #include <dlfcn.h>
 #include <stddef.h>

@@ -3,7 +3,7 @@
 #define LLMMEM_GUEST_H
 
 /* Have llmmem/program/guest.py join the interpreter of this process, if it has one and its
- * environment said where llmmem lies when it began (beginning.h). */
+ * environment said where llmmem lies when it began (environment.h). */
 void sim_invite_guest(void);
 
 #endif

@@ -1,7 +1,7 @@
 #include "account/ledger.h"
 
-#include "base/beginning.h"
-#include "account/visible.h"
+#include "account/visible_devices.h"
+#include "base/environment.h"
 
 #include <errno.h>
 #include <fcntl.h>

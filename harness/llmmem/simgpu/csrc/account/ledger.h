@@ -1,13 +1,13 @@
 /* What a process on the simulated GPUs leaves behind for whoever started the program: a file.
  *
- * The directory is named by the environment (beginning.h); without it nothing is written. The file is
+ * The directory is named by the environment (environment.h); without it nothing is written. The file is
  * shared memory, so it holds whatever the process had reached, however it ended. Every process that uses
  * a device has its own, a forked child too.
  */
 #ifndef LLMMEM_LEDGER_H
 #define LLMMEM_LEDGER_H
 
-#include "account/account.h"
+#include "account/card.h"
 
 #define SIM_NOT_KNOWN UINT64_MAX
 

@@ -1,6 +1,7 @@
 #include "account/processes.h"
 
-#include "base/beginning.h"
+#include "account/card.h"
+#include "base/environment.h"
 
 #include <fcntl.h>
 #include <pthread.h>

@@ -1,5 +1,5 @@
 /* The processes on the devices, as NVML shows them: a process, those that it forked, and theirs; and all
- * that have the same directory for their ledgers (beginning.h), which share a file in it.
+ * that have the same directory for their ledgers (environment.h), which share a file in it.
  *
  * An account belongs to one process; what each holds is also written into memory that they share, so
  * that a monitor sees the program, and so that it is known how much they held at the same time. Programs
@@ -8,7 +8,7 @@
 #ifndef LLMMEM_PROCESSES_H
 #define LLMMEM_PROCESSES_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 #include <sys/types.h>
 

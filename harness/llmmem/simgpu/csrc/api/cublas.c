@@ -1,9 +1,11 @@
 /* libcublas: handles and their settings, and where products are written. All other routines succeed and
  * do nothing (the builder generates them). */
 #include "account/account.h"
+#include "account/card.h"
+#include "account/visible_devices.h"
 #include "kernels/copies.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -89,7 +91,7 @@ const char *cublasGetStatusName(int status) { return status ? "CUBLAS_STATUS_INT
 
 /* Nothing is computed; what was known of the memory that the result goes to is no longer so. */
 static int written(void *result) {
-    sim_written((uintptr_t)result);
+    sim_invalidate((uintptr_t)result);
     return 0;
 }
 
@@ -158,7 +160,7 @@ static int number(handle *h, void *result, const void *value, size_t size) {
     if (h->pointer_mode == HOST_POINTERS)
         memcpy(result, value, size);
     else
-        sim_written((uintptr_t)result);
+        sim_invalidate((uintptr_t)result);
     return 0;
 }
 
@@ -231,7 +233,7 @@ static int succeeded(int *info, int count) {
 #define BATCHED_FACTORISATIONS(T)                                                                                  \
     int cublas##T##getrfBatched(handle *h, int n, void **a, int lda, int *pivots, int *info, int batch) {          \
         (void)h, (void)n, (void)a, (void)lda;                                                                      \
-        if (pivots) sim_written((uintptr_t)pivots);                                                                \
+        if (pivots) sim_invalidate((uintptr_t)pivots);                                                                \
         return succeeded(info, batch);                                                                             \
     }                                                                                                              \
     int cublas##T##getrsBatched(handle *h, int trans, int n, int columns, void **a, int lda, const int *pivots,    \

@@ -1,8 +1,10 @@
 /* libcublasLt: every matrix product has an algorithm, which needs no workspace of its own and does
  * nothing. Without an algorithm PyTorch would take another road than on a real card. */
 #include "account/account.h"
+#include "account/card.h"
+#include "account/visible_devices.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +77,7 @@ int cublasLtMatmul(void *handle, void *operation, const void *alpha, const void 
     (void)handle, (void)operation, (void)alpha, (void)a, (void)a_layout, (void)b, (void)b_layout, (void)beta, (void)c;
     (void)c_layout, (void)d_layout, (void)algorithm, (void)workspace, (void)workspace_bytes;
     sim_submit(stream);
-    sim_written((uintptr_t)d);
+    sim_invalidate((uintptr_t)d);
     return 0;
 }
 

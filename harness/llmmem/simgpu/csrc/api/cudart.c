@@ -1,13 +1,14 @@
 /* libcudart: the runtime functions that have something to say. All others succeed and do nothing
  * (the builder generates them from what the installed libraries import). */
 #include "account/account.h"
-#include "kernels/copies.h"
+#include "account/card.h"
 #include "account/faults.h"
+#include "account/visible_devices.h"
+#include "kernels/copies.h"
 #include "kernels/kernels.h"
-#include "values/operators.h"
 #include "streams/streams.h"
+#include "values/operators.h"
 #include "values/values.h"
-#include "account/visible.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>

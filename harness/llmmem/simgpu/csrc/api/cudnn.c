@@ -6,8 +6,10 @@
  * what they take, and a figure without them would be wrong.
  */
 #include "account/account.h"
+#include "account/card.h"
+#include "account/visible_devices.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -379,6 +381,6 @@ int cudnnBackendGetAttribute(const descriptor *d, int name, int type, int64_t re
 int cudnnBackendExecute(void *h, const descriptor *plan, const descriptor *pack) {
     (void)h, (void)plan;
     const attribute *pointers = find(pack, PACK_POINTERS);
-    for (int64_t i = 0; pointers && i < pointers->count; i++) sim_written(((uintptr_t *)pointers->data)[i]);
+    for (int64_t i = 0; pointers && i < pointers->count; i++) sim_invalidate(((uintptr_t *)pointers->data)[i]);
     return SUCCESS;
 }

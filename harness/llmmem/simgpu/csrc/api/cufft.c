@@ -5,8 +5,9 @@
  * whose prime factors have kernels of their own are taken to need the least; those with a prime above
  * 127 go through Bluestein's algorithm and are taken to need the most. */
 #include "account/account.h"
+#include "account/visible_devices.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -162,6 +163,6 @@ int cufftXtExec(int handle, void *input, void *output, int direction) {
     plan *p = find(handle);
     release();
     if (!p) return INVALID_PLAN;
-    sim_written((uintptr_t)output);
+    sim_invalidate((uintptr_t)output);
     return SUCCESS;
 }

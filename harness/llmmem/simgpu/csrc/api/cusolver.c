@@ -5,9 +5,10 @@
  * BLOCK columns, and for the Jacobi methods the copies that they rotate. Where an output says how it
  * went ("info"), it reads 0: success. */
 #include "account/account.h"
+#include "account/visible_devices.h"
 #include "kernels/copies.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <stdlib.h>
 
@@ -105,7 +106,7 @@ static int answer(int *elements, int64_t count) {
 /* ---- results ------------------------------------------------------------------------------------------ */
 
 static void written(const void *result) {
-    if (result) sim_written((uintptr_t)result);
+    if (result) sim_invalidate((uintptr_t)result);
 }
 
 static int done(int *info, int64_t batch) {

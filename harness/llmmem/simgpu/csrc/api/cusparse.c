@@ -5,8 +5,9 @@
  * were spread evenly), and that no pivot is zero. Work areas are documented nowhere. A sort is taken to
  * need a second copy of what it sorts; all others are taken to need none. */
 #include "account/account.h"
+#include "account/visible_devices.h"
+#include "kernels/invalidation.h"
 #include "streams/streams.h"
-#include "kernels/written.h"
 
 #include <stdlib.h>
 
@@ -45,7 +46,7 @@ static int create_matrix(matrix **created, int64_t rows, int64_t columns, int64_
 }
 
 static int written(void *result) {
-    if (result) sim_written((uintptr_t)result);
+    if (result) sim_invalidate((uintptr_t)result);
     return SUCCESS;
 }
 

@@ -1,11 +1,12 @@
 /* libcuda: the driver functions that have something to say. All others succeed and do nothing (the
  * builder generates them from the header). */
 #include "account/account.h"
-#include "kernels/copies.h"
+#include "account/card.h"
 #include "account/faults.h"
+#include "account/visible_devices.h"
+#include "kernels/copies.h"
 #include "kernels/kernels.h"
 #include "streams/streams.h"
-#include "account/visible.h"
 
 #include <cuda.h>
 #include <dlfcn.h>

@@ -9,11 +9,12 @@
  * values. The buffers that NCCL takes for itself are not there. The structures are those of NCCL 2's
  * documented ABI; its header does not come with every wheel. */
 #include "account/account.h"
+#include "account/card.h"
+#include "account/visible_devices.h"
 #include "collectives/clique.h"
+#include "collectives/reductions.h"
 #include "kernels/copies.h"
-#include "collectives/numbers.h"
 #include "values/values.h"
-#include "account/visible.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -125,7 +126,7 @@ typedef struct {
 
 static const trait *trait_of(const operation *o) { return &traits[o->call.kind]; }
 static bool is_between_two(const operation *o) { return o->call.kind == SEND || o->call.kind == RECEIVE; }
-static size_t part_of(const operation *o) { return o->call.count * sim_number_size(o->call.type); }
+static size_t part_of(const operation *o) { return o->call.count * sim_element_size(o->call.type); }
 
 static size_t given(const operation *o) { return part_of(o) * (size_t)(trait_of(o)->gives_parts ? o->c->ranks : 1); }
 static bool gives(const operation *o) { return o->call.kind != RECEIVE && (!trait_of(o)->from_root || o->c->rank == o->call.root); }
@@ -144,7 +145,7 @@ static const char *describe(const sim_call *call, char text[160]) {
     static const char *const reductions[] = {"sum", "product", "max", "min", "average", "sum with a factor"};
     int length = snprintf(text, 160, "%s", traits[call->kind].name);
     if (call->kind == SPLIT) return text;
-    length += snprintf(text + length, 160 - (size_t)length, " of %llu %s", (unsigned long long)call->count, sim_number_name(call->type));
+    length += snprintf(text + length, 160 - (size_t)length, " of %llu %s", (unsigned long long)call->count, sim_type_name(call->type));
     if (traits[call->kind].reduces) length += snprintf(text + length, 160 - (size_t)length, " (%s)", reductions[call->reduction]);
     if (traits[call->kind].from_root || traits[call->kind].to_root) snprintf(text + length, 160 - (size_t)length, ", root %d", call->root);
     return text;
@@ -156,7 +157,7 @@ static void scale(const operation *o, sim_payload *p, unsigned char *data) {
     const factor *f = &o->factor;
     if (!f->used) return;
     unsigned char bytes[8], known[8];
-    size_t width = sim_number_size(o->call.type);
+    size_t width = sim_element_size(o->call.type);
     memcpy(bytes, f->bytes, sizeof bytes);
     if (f->on_device) sim_values_read((uintptr_t)f->on_device, bytes, known, width);
     if (f->on_device && memchr(known, 0, width))
@@ -223,7 +224,7 @@ static void keep(unsigned char *to, const unsigned char *from, size_t n) {
 
 /* An element is known where it is at all ranks, in all its bytes, and a guess where it is one at any. */
 static void note_known(const operation *o, const sim_payload *payloads, size_t offset, unsigned char *known) {
-    size_t n = part_of(o), width = sim_number_size(o->call.type);
+    size_t n = part_of(o), width = sim_element_size(o->call.type);
     memset(known, SIM_KNOWN, n);
     for (int rank = 0; rank < o->c->ranks; rank++)
         for (size_t i = 0; payloads[rank].known && i < n; i++) {
@@ -571,7 +572,7 @@ static bool is_reduction(const communicator *c, int reduction) {
 }
 
 static int submit(communicator *c, kind which, const void *from, void *to, size_t count, int type, int reduction, int root) {
-    if (!c || !sim_number_size(type)) return fail(INVALID_ARGUMENT, "%s: invalid communicator or data type", traits[which].name);
+    if (!c || !sim_element_size(type)) return fail(INVALID_ARGUMENT, "%s: invalid communicator or data type", traits[which].name);
     if (root < 0 || root >= c->ranks) return fail(INVALID_ARGUMENT, "%s: there is no rank %d of %d", traits[which].name, root, c->ranks);
     if (!is_reduction(c, reduction)) return fail(INVALID_ARGUMENT, "%s: invalid reduction %d", traits[which].name, reduction);
     int told = reduction < FIRST_FACTOR ? reduction : FIRST_FACTOR;
@@ -796,14 +797,14 @@ int ncclCommDeregister(const communicator *c, void *handle) {
 
 int ncclRedOpCreatePreMulSum(int *reduction, void *scalar, int type, int residence, communicator *c) {
     enum { ON_DEVICE = 0 }; /* ncclScalarDevice */
-    if (!sim_number_size(type)) return INVALID_ARGUMENT;
+    if (!sim_element_size(type)) return INVALID_ARGUMENT;
     for (int i = 0; i < FACTORS; i++) {
         bool free_one = false;
         factor *f = &c->factors[i];
         if (!__atomic_compare_exchange_n(&f->used, &free_one, true, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) continue;
         bool on_device = residence == ON_DEVICE && sim_is_device_address((uintptr_t)scalar);
         f->on_device = on_device ? scalar : NULL;
-        if (!on_device) memcpy(f->bytes, scalar, sim_number_size(type));
+        if (!on_device) memcpy(f->bytes, scalar, sim_element_size(type));
         *reduction = FIRST_FACTOR + i;
         return SUCCESS;
     }

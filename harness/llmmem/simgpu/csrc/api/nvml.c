@@ -3,6 +3,7 @@
  * is every function that is not here (the builder generates them). NVML's header does not come with any
  * wheel; the structures are those of the documented ABI, as in nvidia-ml-py. */
 #include "account/account.h"
+#include "account/card.h"
 #include "account/faults.h"
 #include "account/processes.h"
 

@@ -10,7 +10,7 @@
 #ifndef LLMMEM_CLIQUE_H
 #define LLMMEM_CLIQUE_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 /* The longest message that carries values. */
 #define SIM_CARRIED ((size_t)1 << 20)

@@ -1,5 +1,7 @@
 #include "kernels/copies.h"
 
+#include "account/account.h"
+#include "account/visible_devices.h"
 #include "values/operators.h"
 #include "values/values.h"
 

@@ -3,7 +3,7 @@
 #ifndef LLMMEM_COPIES_H
 #define LLMMEM_COPIES_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 /* How often the host has read device memory that is not known, or a guess, so far. */
 SIM_API uint64_t sim_unknown_reads(void);

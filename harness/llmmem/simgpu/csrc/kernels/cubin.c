@@ -1,5 +1,6 @@
 #include "kernels/cubin.h"
 
+
 #include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>

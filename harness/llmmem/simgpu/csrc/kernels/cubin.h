@@ -2,7 +2,7 @@
 #ifndef LLMMEM_CUBIN_H
 #define LLMMEM_CUBIN_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 typedef struct {
     int registers;   /* of a thread */

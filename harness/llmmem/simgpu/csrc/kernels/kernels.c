@@ -1,9 +1,12 @@
 #include "kernels/kernels.h"
 
+#include "account/account.h"
+#include "account/card.h"
 #include "account/faults.h"
-#include "values/operators.h"
+#include "account/visible_devices.h"
+#include "kernels/invalidation.h"
 #include "kernels/parameters.h"
-#include "kernels/written.h"
+#include "values/operators.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -180,7 +183,7 @@ static void forget_all(const sim_cubin *cubin, void **arguments) {
         for (size_t at = 0; at + sizeof(uintptr_t) <= cubin->parameter_sizes[i]; at += sizeof(uintptr_t)) {
             uintptr_t word;
             memcpy(&word, (char *)arguments[i] + at, sizeof word);
-            if (sim_is_device_address(word)) sim_written(word);
+            if (sim_is_device_address(word)) sim_invalidate(word);
         }
 }
 
@@ -201,7 +204,7 @@ static void forget_written(kernel *k, void **arguments) {
     }
     if (!__atomic_load_n(&k->has_pointers, __ATOMIC_ACQUIRE)) look_up_pointers(k);
     for (uint64_t left = k->pointers; left; left &= left - 1)
-        sim_written(*(uintptr_t *)arguments[__builtin_ctzll(left)]);
+        sim_invalidate(*(uintptr_t *)arguments[__builtin_ctzll(left)]);
 }
 
 int sim_launch(const void *host_function, void **arguments) {

@@ -2,7 +2,7 @@
 #ifndef LLMMEM_KERNELS_H
 #define LLMMEM_KERNELS_H
 
-#include "account/account.h"
+#include "base/export.h"
 #include "kernels/cubin.h"
 
 /* The numbers of cudaError_t that a launch can end with. */

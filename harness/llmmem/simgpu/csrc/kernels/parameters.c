@@ -1,5 +1,6 @@
 #include "kernels/parameters.h"
 
+
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdlib.h>

@@ -1,5 +1,9 @@
 #include "streams/streams.h"
 
+#include "account/account.h"
+#include "account/card.h"
+#include "account/visible_devices.h"
+
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>

@@ -13,8 +13,8 @@
 #ifndef LLMMEM_STREAMS_H
 #define LLMMEM_STREAMS_H
 
-#include "account/account.h"
-#include "streams/clocks.h"
+#include "base/export.h"
+#include "streams/vector_clocks.h"
 
 typedef struct sim_capture sim_capture;
 

@@ -1,5 +1,6 @@
 #include "values/operators.h"
 
+
 #include <dlfcn.h>
 #include <libgen.h>
 #include <pthread.h>

@@ -2,7 +2,7 @@
 #ifndef LLMMEM_OPERATORS_H
 #define LLMMEM_OPERATORS_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 #ifdef __cplusplus
 extern "C" {

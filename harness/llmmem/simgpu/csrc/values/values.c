@@ -1,5 +1,6 @@
 #include "values/values.h"
 
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

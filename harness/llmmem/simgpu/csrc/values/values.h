@@ -6,7 +6,7 @@
 #ifndef LLMMEM_VALUES_H
 #define LLMMEM_VALUES_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 #ifdef __cplusplus
 extern "C" {

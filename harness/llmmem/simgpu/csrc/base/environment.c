@@ -1,4 +1,5 @@
-#include "base/beginning.h"
+#include "base/environment.h"
+
 
 #include <pthread.h>
 #include <stdio.h>

@@ -1,4 +1,5 @@
-#include "streams/clocks.h"
+#include "streams/vector_clocks.h"
+
 
 #include <stdlib.h>
 #include <string.h>

@@ -2,8 +2,8 @@
  *
  * A process can set these variables later, for the programs that it starts: they do not concern it then.
  */
-#ifndef LLMMEM_BEGINNING_H
-#define LLMMEM_BEGINNING_H
+#ifndef LLMMEM_ENVIRONMENT_H
+#define LLMMEM_ENVIRONMENT_H
 
 #include <stdbool.h>
 

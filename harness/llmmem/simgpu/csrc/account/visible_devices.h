@@ -3,10 +3,10 @@
  * numbers. It is read when it is first asked for, as CUDA does when it is initialised. All devices are
  * alike, so that both values of CUDA_DEVICE_ORDER mean the order of NVML.
  */
-#ifndef LLMMEM_VISIBLE_H
-#define LLMMEM_VISIBLE_H
+#ifndef LLMMEM_VISIBLE_DEVICES_H
+#define LLMMEM_VISIBLE_DEVICES_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 SIM_API int sim_visible_count(void);
 /* The device with an ordinal, or -1. */
@@ -14,11 +14,10 @@ SIM_API int sim_device_at(int ordinal);
 /* The ordinal of a device, or -1 if the program does not see it. */
 SIM_API int sim_ordinal_of(int device);
 
-/* The current device of this thread, by its ordinal (see sim_current_device). */
+/* The current device of this thread; -1 if the program sees no device at all. */
+SIM_API int sim_current_device(void);
+/* The same by its ordinal. */
 SIM_API int sim_current_ordinal(void);
 SIM_API bool sim_set_current_ordinal(int ordinal);
-
-/* Read CUDA_VISIBLE_DEVICES again: the devices have changed. */
-void sim_forget_visible(void);
 
 #endif

@@ -1,4 +1,6 @@
-#include "account/visible.h"
+#include "account/visible_devices.h"
+
+#include "account/card.h"
 
 #include <ctype.h>
 #include <pthread.h>
@@ -11,7 +13,7 @@
 
 static int devices[SIM_MAX_DEVICES];
 static int visible;
-static bool known;
+static int known_for = -1; /* the generation of the card that the list was read for */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local int current;
 
@@ -74,15 +76,15 @@ static void read_environment(void) {
     for (int device = 0; device < visible; device++) devices[device] = device;
 }
 
+/* Reads the list when it is first needed, and again when the card has been configured anew. */
 static void know(void) {
-    if (__atomic_load_n(&known, __ATOMIC_ACQUIRE)) return;
+    int generation = sim_card_generation();
+    if (__atomic_load_n(&known_for, __ATOMIC_ACQUIRE) == generation) return;
     pthread_mutex_lock(&lock);
-    if (!known) read_environment();
-    __atomic_store_n(&known, true, __ATOMIC_RELEASE);
+    if (known_for != generation) read_environment();
+    __atomic_store_n(&known_for, generation, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&lock);
 }
-
-void sim_forget_visible(void) { __atomic_store_n(&known, false, __ATOMIC_RELEASE); }
 
 /* ---- ordinals ------------------------------------------------------------------------------------ */
 

@@ -1,8 +1,8 @@
 /* The blocks that PyTorch's caching allocator has handed out, as it reports them. */
-#ifndef LLMMEM_BLOCKS_H
-#define LLMMEM_BLOCKS_H
+#ifndef LLMMEM_ALLOCATOR_BLOCKS_H
+#define LLMMEM_ALLOCATOR_BLOCKS_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 /* The end of the block that holds an address, or 0 if no block is known there: memory that PyTorch's
  * own allocator did not hand out. */

@@ -1,10 +1,10 @@
 /* What is written by something that is not followed. */
-#ifndef LLMMEM_WRITTEN_H
-#define LLMMEM_WRITTEN_H
+#ifndef LLMMEM_INVALIDATION_H
+#define LLMMEM_INVALIDATION_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 /* Something not known is written from an address on: what was there before is forgotten. */
-SIM_API void sim_written(uintptr_t address);
+SIM_API void sim_invalidate(uintptr_t address);
 
 #endif

@@ -1,8 +1,9 @@
-#include "base/refusal.h"
+#include "base/unsupported.h"
+
 
 #include <stdio.h>
 
-long sim_refuse(const char *function, bool *told, long status) {
+long sim_unsupported(const char *function, bool *told, long status) {
     if (!__atomic_exchange_n(told, true, __ATOMIC_RELAXED))
         fprintf(stderr,
                 "llmmem: %s is not part of the simulated GPU, so this call fails: do this step on the CPU, "

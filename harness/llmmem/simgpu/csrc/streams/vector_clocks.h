@@ -3,8 +3,8 @@
  * Every stream with work has a lane, a small number. A clock says, for each lane, up to which of its
  * ticks everything comes before the thing it belongs to; a tick is some work given to the stream at once.
  */
-#ifndef LLMMEM_CLOCKS_H
-#define LLMMEM_CLOCKS_H
+#ifndef LLMMEM_VECTOR_CLOCKS_H
+#define LLMMEM_VECTOR_CLOCKS_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,10 +1,11 @@
-#include "kernels/written.h"
+#include "kernels/invalidation.h"
 
-#include "kernels/blocks.h"
+#include "account/account.h"
+#include "kernels/allocator_blocks.h"
 #include "values/values.h"
 
 /* How far a kernel writes is not known: to the end of what it was given at most. */
-void sim_written(uintptr_t address) {
+void sim_invalidate(uintptr_t address) {
     if (!sim_is_device_address(address)) return;
     uintptr_t end = sim_block_end(address);
     if (end)

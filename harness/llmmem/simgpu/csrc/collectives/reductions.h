@@ -1,14 +1,14 @@
 /* Arithmetic of collectives on the numbers of NCCL's data types (ncclDataType_t, ncclRedOp_t). */
-#ifndef LLMMEM_NUMBERS_H
-#define LLMMEM_NUMBERS_H
+#ifndef LLMMEM_REDUCTIONS_H
+#define LLMMEM_REDUCTIONS_H
 
-#include "account/account.h"
+#include "base/export.h"
 
 typedef enum { SIM_RED_SUM, SIM_RED_PRODUCT, SIM_RED_MAX, SIM_RED_MIN, SIM_RED_AVERAGE } sim_reduction;
 
 /* Bytes of an element; 0 if there is no such type. */
-SIM_API size_t sim_number_size(int type);
-SIM_API const char *sim_number_name(int type);
+SIM_API size_t sim_element_size(int type);
+SIM_API const char *sim_type_name(int type);
 
 /* What count elements give that lie, for each of ranks, at inputs[rank] + offset. An average of integers is
  * cut off. Sums and products of floats are rounded once, at the end. */

@@ -1,4 +1,5 @@
-#include "collectives/numbers.h"
+#include "collectives/reductions.h"
+
 
 #include <string.h>
 
@@ -36,8 +37,8 @@ typedef union {
 
 static bool exists(int type) { return type >= 0 && type < (int)(sizeof types / sizeof *types); }
 
-size_t sim_number_size(int type) { return exists(type) ? types[type].size : 0; }
-const char *sim_number_name(int type) { return exists(type) ? types[type].name : "unknown type"; }
+size_t sim_element_size(int type) { return exists(type) ? types[type].size : 0; }
+const char *sim_type_name(int type) { return exists(type) ? types[type].name : "unknown type"; }
 
 /* ---- narrow floats --------------------------------------------------------------------------------- */
 

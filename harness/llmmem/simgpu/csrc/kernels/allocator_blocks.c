@@ -1,5 +1,6 @@
-#include "kernels/blocks.h"
+#include "kernels/allocator_blocks.h"
 
+#include "account/account.h"
 #include "values/values.h"
 
 #include <dlfcn.h>
