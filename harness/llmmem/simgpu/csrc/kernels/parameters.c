@@ -8,8 +8,8 @@
 
 #define MOST 64
 
-/* What compilers spell names with is best spelled out by the C++ library that PyTorch brings. */
-static char *spelled_out(const char *mangled) {
+/* Demangle with the C++ library that PyTorch brings: it knows how compilers mangle names. */
+static char *demangled(const char *mangled) {
     static char *(*demangle)(const char *, char *, size_t *, int *);
     if (!demangle) {
         void *library = dlopen("libstdc++.so.6", RTLD_LAZY);
@@ -19,7 +19,7 @@ static char *spelled_out(const char *mangled) {
     return demangle ? demangle(mangled, NULL, NULL, &status) : NULL;
 }
 
-/* The list of parameters in a name that is spelled out: between the last parentheses. */
+/* The parameter list of a demangled name: the text between the last parentheses. */
 static char *parameters_of(char *name) {
     size_t end = strlen(name);
     if (!end || name[end - 1] != ')') return NULL;
@@ -33,7 +33,7 @@ static char *parameters_of(char *name) {
     return NULL;
 }
 
-/* Cut off the type that the list begins with. Returns what follows, NULL after the last. */
+/* End the first type of a list. Returns the rest of the list, NULL after the last type. */
 static char *cut_type(char *list) {
     int depth = 0;
     for (char *p = list; *p; p++) {
@@ -54,7 +54,7 @@ static bool ends(const char *text, const char *suffix) {
 static bool is_written(const char *type) { return ends(type, "*") && !ends(type, " const*"); }
 
 uint64_t sim_read_pointers(const char *mangled) {
-    char *name = spelled_out(mangled);
+    char *name = demangled(mangled);
     uint64_t pointers = 0;
     size_t i = 0;
     for (char *type = name ? parameters_of(name) : NULL; type && *type && i < MOST; i++) {

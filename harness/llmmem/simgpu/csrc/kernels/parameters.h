@@ -2,10 +2,10 @@
 #ifndef LLMMEM_PARAMETERS_H
 #define LLMMEM_PARAMETERS_H
 
-#include <stdint.h>
+#include "base/export.h"
 
-/* Which parameters are pointers that are not to const, by bits (of the first 64). What a structure or a
- * closure holds, a name does not tell. */
-uint64_t sim_read_pointers(const char *mangled);
+/* Which of the first 64 parameters are pointers to memory that the kernel may write (not const), as bits. A
+ * name does not say what a structure or a closure holds. */
+SIM_API uint64_t sim_read_pointers(const char *mangled);
 
 #endif
