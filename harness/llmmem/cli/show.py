@@ -149,11 +149,13 @@ def _print_coverage(console: Console, diagnosis: Diagnosis) -> None:
         return
     console.print(f"\nThe simulated GPU recognises, in torch {diagnosis.versions['torch']}:")
     for figure in diagnosis.coverage:
-        console.print(f"{figure.found:>8} of {figure.expected:<4} {figure.subject}")
+        counts = f"{figure.found:>8} of {figure.expected:<4}"
+        console.print(f"{counts} {figure.subject}", soft_wrap=True)
         if figure.missing:
             more = len(figure.missing) - MISSING_SHOWN
             rest = f" and {more} more (--json lists them)" if more > 0 else ""
-            console.print(f"{'':17}without {', '.join(figure.missing[:MISSING_SHOWN])}{rest}")
+            names = ", ".join(figure.missing[:MISSING_SHOWN])
+            console.print(f"{'':17}without {names}{rest}", soft_wrap=True)
 
 
 def _console(*, stderr: bool = False) -> Console:

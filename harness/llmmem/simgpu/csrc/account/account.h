@@ -1,9 +1,9 @@
-/* The account of the simulated GPUs: what they are, and what of their memory is taken.
+/* The account of the simulated GPUs: how much of their memory is in use.
  *
  * All libraries of the simulated GPU (runtime, driver, NVML, ...) link against the one shared object
- * that holds this state, so every way of asking gives the same figures. Sizes are bytes. Physical
- * memory is charged in pages of 2 MiB, as the driver does. The account is private memory of the
- * process: a forked child starts with a copy and goes on alone.
+ * that holds this state, so all of them report the same figures. Sizes are bytes. Physical memory is
+ * charged in pages of 2 MiB, as the driver does. The account is private memory of the process: a forked
+ * child starts with a copy of its own.
  */
 #ifndef LLMMEM_ACCOUNT_H
 #define LLMMEM_ACCOUNT_H
@@ -14,8 +14,8 @@
 SIM_API void sim_open_context(int device);
 SIM_API bool sim_context_is_open(int device);
 
-/* Whether kernels on a device may reach the memory of another, and which devices they do. Access opens
- * the contexts of both. False if it is already as asked for. */
+/* Peer access: whether a device can have it, and whether it has. Enabling it opens the contexts of both
+ * devices. False if nothing changes. */
 SIM_API bool sim_can_access_peer(int device, int peer);
 SIM_API bool sim_set_peer_access(int device, int peer, bool on);
 
@@ -24,9 +24,9 @@ SIM_API size_t sim_process_bytes(int device);
 SIM_API size_t sim_peak_process_bytes(int device);
 SIM_API void sim_reset_peak(int device);
 SIM_API size_t sim_free_bytes(int device);
-/* How often device memory (managed and pooled memory included) was allocated, on all devices. */
+/* The number of allocations of device memory (managed and pooled memory included) on all devices. */
 SIM_API uint64_t sim_allocations(void);
-/* What another process holds of a device (faults.h). */
+/* What another process holds on a device (faults.h). */
 SIM_API size_t sim_outside_bytes(int device);
 
 /* What an address belongs to. */
@@ -48,21 +48,21 @@ typedef struct {
     sim_kind kind;
 } sim_region;
 
-/* Allocate size bytes. Returns 0 when the card (or the host) has no room for it. */
+/* Allocate size bytes. Returns 0 if the card (or the host) is out of memory. */
 SIM_API uintptr_t sim_allocate(sim_kind kind, size_t size, int device);
 /* Free what sim_allocate returned. False if address is not the start of such a region of that kind;
  * SIM_DEVICE also frees SIM_POOL and SIM_MANAGED, as cudaFree does; SIM_RESERVED while nothing is
  * mapped there. */
 SIM_API bool sim_release(sim_kind kind, uintptr_t address);
-/* False if some of it is known already. */
+/* False if part of it is registered or allocated already. */
 SIM_API bool sim_register_host(uintptr_t address, size_t size);
 /* The region that holds address, or false. */
 SIM_API bool sim_find(uintptr_t address, sim_region *region);
 /* Whether address is one of the simulated devices' own (never backed by memory). */
 SIM_API bool sim_is_device_address(uintptr_t address);
 
-/* Physical memory apart from addresses (cuMemCreate and the calls around it). Handles are not 0. It is
- * given back when neither a handle nor a mapping is left. Only whole mappings can be undone. */
+/* Physical memory without addresses (cuMemCreate and related calls). Handles are not 0. Memory is freed
+ * when its last handle and its last mapping are gone. Only whole mappings can be unmapped. */
 SIM_API uint64_t sim_physical_create(size_t size, int device);
 SIM_API bool sim_physical_retain(uint64_t handle);
 SIM_API bool sim_physical_release(uint64_t handle);
@@ -78,13 +78,13 @@ typedef struct {
 SIM_API sim_pool *sim_get_pool(int device);
 SIM_API void sim_pool_trim(int device, size_t keep);
 
-/* Have this process and those that it starts from now on counted together (processes.h): their
- * environment names the directory. False if that cannot be done. */
+/* Count this process together with those that it starts from now on (processes.h); their environment names
+ * the directory. False if that cannot be done. */
 SIM_API bool sim_host_processes(const char *directory);
 
-/* Attention by cuDNN was prepared, with a plan that may take up to these bytes beyond what is accounted. */
+/* Note an attention call by cuDNN whose plan may take up to this many bytes that the account does not have. */
 SIM_API void sim_note_cudnn_attention(size_t bytes);
-/* The most of them so far, or -1 where there was no attention by cuDNN. */
+/* The largest of these figures so far, or -1 if cuDNN computed no attention. */
 SIM_API int64_t sim_cudnn_attention_unknown(void);
 
 #endif

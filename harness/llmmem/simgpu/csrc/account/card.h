@@ -35,19 +35,19 @@ typedef struct {
 SIM_API const sim_card *sim_get_card(void);
 
 /* Set the card from "key=value;key=value;..." (the keys are the fields above). Returns 0, or the 1-based
- * number of the first field that is not understood, or -1 once a device has been used, and for another
- * count once sim_device_count has told it. */
+ * number of the first field that is not understood, or -1 if a device has been
+ * used already, or if the count would differ from what sim_device_count has returned. */
 SIM_API int sim_configure(const char *text);
 
-/* The number of devices, told to a program. */
+/* The number of devices. From then on sim_configure cannot change it. */
 SIM_API int sim_device_count(void);
 
-/* Who a device is: its UUID, and its place on the bus ("0000:01:00.0"). */
+/* The identity of a device: its UUID, and its PCI address ("0000:01:00.0"). */
 SIM_API void sim_uuid(int device, unsigned char uuid[16]);
 #define SIM_UUID_TEXT 48
 SIM_API void sim_uuid_text(int device, char text[SIM_UUID_TEXT]); /* "GPU-..." */
 SIM_API int sim_bus_number(int device);
-/* The device at a place on the bus, or -1. */
+/* The device with a PCI address, or -1. */
 SIM_API int sim_device_at_bus(const char *place);
 
 /* Changes with every configuration. */

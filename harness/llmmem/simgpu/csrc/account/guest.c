@@ -5,8 +5,8 @@
 #include <dlfcn.h>
 #include <stddef.h>
 
-/* In a namespace of its own: what this is run in is the program's __main__. A Python that llmmem does
- * not support goes without. */
+/* Runs in the program's __main__, so in a namespace of its own. Does nothing in a Python that llmmem does not
+ * support. */
 static const char JOIN[] = "exec('''\n"
                            "import os, sys\n"
                            "sys.path.insert(0, os.environ['LLMMEM_SIMULATED_GPU_HOME'])\n"
@@ -21,11 +21,11 @@ static const char JOIN[] = "exec('''\n"
                            "''', {})";
 
 static int join(void *run) {
-    ((int (*)(const char *))run)(JOIN); /* it tells of an exception itself */
+    ((int (*)(const char *))run)(JOIN); /* it prints exceptions itself */
     return 0;
 }
 
-/* The caller may or may not hold the interpreter's lock, so it is left to the interpreter when. */
+/* The caller may not hold the interpreter's lock, so the interpreter runs this when it can. */
 void sim_invite_guest(void) {
     int (*call_later)(int (*)(void *), void *) = dlsym(RTLD_DEFAULT, "Py_AddPendingCall");
     void *run = dlsym(RTLD_DEFAULT, "PyRun_SimpleString");

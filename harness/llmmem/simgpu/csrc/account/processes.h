@@ -1,9 +1,9 @@
-/* The processes on the devices, as NVML shows them: a process, those that it forked, and theirs; and all
- * that have the same directory for their ledgers (environment.h), which share a file in it.
+/* The processes on the devices, as NVML lists them: a process with its forked descendants, and all
+ * processes with the same directory of ledgers (environment.h).
  *
- * An account belongs to one process; what each holds is also written into memory that they share, so
- * that a monitor sees the program, and so that it is known how much they held at the same time. Programs
- * started otherwise see themselves only.
+ * Each process has its own account. It also writes what it holds to memory that all of them share, so that
+ * a monitor sees the whole program, and the peak of all processes together is known. Other processes see
+ * themselves only.
  */
 #ifndef LLMMEM_PROCESSES_H
 #define LLMMEM_PROCESSES_H
@@ -19,23 +19,22 @@ typedef struct {
     size_t bytes;
 } sim_process;
 
-/* Say what this process holds on a device, its context included, now that it uses it. One caller at a
- * time. */
+/* Publish what this process holds on a device, its context included. Not thread-safe. */
 void sim_publish(int device, size_t bytes, size_t context);
 
-/* Share the table of those that have this directory, as the host that starts them: of a host that holds
- * nothing but its context, nothing is counted. False if there can be no such table. */
+/* Share the table of this directory as the process that starts the others. Such a process does not count
+ * while it holds nothing but its context. False if the table cannot be made. */
 bool sim_share_processes(const char *directory);
 
-/* The most bytes of a device that the living processes held at the same time since the last reset;
- * SIZE_MAX if there were too many of them to tell. */
+/* The most bytes of a device that all processes held at the same time since the last reset; SIZE_MAX if
+ * there were more than SIM_MAX_PROCESSES. */
 SIM_API size_t sim_together_bytes(int device);
 SIM_API void sim_reset_together(void);
 
-/* The living processes that use a device; how many there are, at most SIM_MAX_PROCESSES. */
+/* List the running processes that use a device. Returns their number. */
 SIM_API size_t sim_list_processes(int device, sim_process list[SIM_MAX_PROCESSES]);
 
-/* Whether a process runs; one that only waits to be reaped does not, and holds nothing any more. */
+/* Whether a process is running; a zombie is not. */
 bool sim_is_running(pid_t pid);
 
 #endif

@@ -1,7 +1,7 @@
-/* The devices that the program sees. CUDA_VISIBLE_DEVICES chooses and orders them for the runtime and
- * the driver, which count them from 0 (ordinals); NVML and the account know all devices by their own
- * numbers. It is read when it is first asked for, as CUDA does when it is initialised. All devices are
- * alike, so that both values of CUDA_DEVICE_ORDER mean the order of NVML.
+/* The devices that the program sees. CUDA_VISIBLE_DEVICES selects and orders them for the runtime and the
+ * driver, which count them from 0 (ordinals). NVML and the account number all devices. The variable is read
+ * at the first use, as CUDA reads it at initialisation. All devices are of one model, so both values of
+ * CUDA_DEVICE_ORDER give the order of NVML.
  */
 #ifndef LLMMEM_VISIBLE_DEVICES_H
 #define LLMMEM_VISIBLE_DEVICES_H

@@ -1,5 +1,5 @@
 /* libcublasLt: every matrix product has an algorithm, which needs no workspace of its own and does
- * nothing. Without an algorithm PyTorch would take another road than on a real card. */
+ * nothing. Without an algorithm PyTorch would call other functions than on a real card. */
 #include "account/account.h"
 #include "account/card.h"
 #include "account/visible_devices.h"

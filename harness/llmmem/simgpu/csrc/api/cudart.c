@@ -1,5 +1,5 @@
-/* libcudart: the runtime functions that have something to say. All others succeed and do nothing
- * (the builder generates them from what the installed libraries import). */
+/* libcudart: the runtime functions that return something or change the account. The builder generates all
+ * others that the installed libraries import. */
 #include "account/account.h"
 #include "account/card.h"
 #include "account/faults.h"
@@ -26,8 +26,7 @@ static cudaError_t fail(cudaError_t error) {
     return error;
 }
 
-/* What a call of the context ends with that has nothing else to say: success, until a launch has gone
- * wrong for good. */
+/* The status of a call that succeeds, unless a failed launch has broken the context. */
 static cudaError_t state(void) { return fail((cudaError_t)sim_broken()); }
 
 /* The same for a call that may have failed by itself. */

@@ -1,9 +1,9 @@
 /* libcudnn: handles and descriptors, convolutions, batch normalisation, attention.
  *
- * Every convolution and every attention has a plan, which needs no workspace and does nothing. (What
- * cuDNN's own plans need, only cuDNN knows. Most of what attention needs is asked for by the frontend
- * in PyTorch, beside the plan.) Recurrent networks are refused: their workspaces are a large part of
- * what they take, and a figure without them would be wrong.
+ * Every convolution and every attention has a plan, which needs no workspace and does nothing. (Only cuDNN
+ * knows the workspaces of its plans. The frontend in PyTorch requests most of what attention needs, beside
+ * the plan.) Recurrent networks are refused: their workspaces are a large part of their memory, and a figure
+ * without them would be wrong.
  */
 #include "account/account.h"
 #include "account/card.h"

@@ -2,8 +2,8 @@
  *
  * The size of a work area is a model. The documentation gives bounds (cuFFT, "Fourier transform
  * setup"): batch * n[0] * .. * n[rank - 1] complex elements at least, eight times that at most. Lengths
- * whose prime factors have kernels of their own are taken to need the least; those with a prime above
- * 127 go through Bluestein's algorithm and are taken to need the most. */
+ * whose prime factors have kernels of their own are assumed to need the least; those with a prime above
+ * 127 use Bluestein's algorithm and are assumed to need the most. */
 #include "account/account.h"
 #include "account/visible_devices.h"
 #include "kernels/invalidation.h"

@@ -1,9 +1,8 @@
 /* libcusolver: factorisations that succeed and compute nothing.
  *
- * What cuSOLVER's own routines need as a workspace is documented nowhere. The sizes given here are a
- * model: what LAPACK documents for the routine of the same name (its optimal LWORK), with blocks of
- * BLOCK columns, and for the Jacobi methods the copies that they rotate. Where an output says how it
- * went ("info"), it reads 0: success. */
+ * NVIDIA does not document the workspaces of cuSOLVER's routines. The sizes here are a model: what LAPACK documents for the routine of the same name (its optimal LWORK), with blocks of
+ * BLOCK columns, and for the Jacobi methods the copies that they rotate. An output "info" is 0:
+ * success. */
 #include "account/account.h"
 #include "account/visible_devices.h"
 #include "kernels/copies.h"

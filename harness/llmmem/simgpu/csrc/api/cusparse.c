@@ -1,9 +1,9 @@
 /* libcusparse: descriptors, and products and solutions that are not computed.
  *
- * Three things are data that no kernel has made here, and are answered by a rule: the number of
- * entries of a sum (as if no two of them met) and of a product of sparse matrices (as if the entries
- * were spread evenly), and that no pivot is zero. Work areas are documented nowhere. A sort is taken to
- * need a second copy of what it sorts; all others are taken to need none. */
+ * Three results depend on data and follow a rule instead: the number of entries of a sum (as if no two
+ * entries coincided) and of a product of sparse matrices (as if the entries were spread evenly), and that no
+ * pivot is zero. NVIDIA does not document work areas. A sort is assumed to need a second copy of its input;
+ * all other routines are assumed to need none. */
 #include "account/account.h"
 #include "account/visible_devices.h"
 #include "kernels/invalidation.h"

@@ -1,5 +1,5 @@
-/* libcuda: the driver functions that have something to say. All others succeed and do nothing (the
- * builder generates them from the header). */
+/* libcuda: the driver functions that return something or change the account. The builder generates all others
+ * from the header. */
 #include "account/account.h"
 #include "account/card.h"
 #include "account/faults.h"
@@ -17,7 +17,7 @@
 /* The driver counts the devices that the program sees: a CUdevice is an ordinal. */
 static bool is_device(int ordinal) { return sim_device_at(ordinal) >= 0; }
 
-/* What a call of the context ends with that has nothing else to say. */
+/* The status of a call that succeeds, unless the context is broken. */
 static CUresult state(void) { return (CUresult)sim_broken(); }
 
 /* The same for a call that may have failed by itself. */

@@ -1,13 +1,13 @@
 /* libnccl: communicators, and collectives that carry small values between the ranks of one machine.
  *
- * The ranks of a communicator share memory (clique.h). Work is done the moment it is asked for, so a call
- * waits for the others where it needs their values, and only there: what is longer than SIM_CARRIED is not
- * carried, and not known to whoever receives it; a sum of which the own part is not known is not known
- * either. Calls that do not fit together are told apart by what each rank says that it calls.
+ * The ranks of a communicator share memory (clique.h). Work is done when it is submitted, so a call waits for
+ * other ranks only if it needs their values. Messages longer than SIM_CARRIED carry no values, so the receiver
+ * gets unknown ones; a sum is unknown if the rank's own part is. Each rank posts what it calls, so calls that
+ * do not match are detected.
  *
- * With LLMMEM_ABSENT_RANKS=alike there are no other ranks: each is taken to call the same with the same
- * values. The buffers that NCCL takes for itself are not there. The structures are those of NCCL 2's
- * documented ABI; its header does not come with every wheel. */
+ * With LLMMEM_ABSENT_RANKS=alike there are no other ranks: each is assumed to make the same calls with the
+ * same values. NCCL's own buffers are not simulated. The structures are those of NCCL 2's documented ABI, as
+ * not every wheel contains its header. */
 #include "account/account.h"
 #include "account/card.h"
 #include "account/visible_devices.h"

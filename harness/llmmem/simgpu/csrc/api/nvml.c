@@ -1,7 +1,6 @@
-/* libnvidia-ml: what NVML says of the simulated devices and of the processes on them. What a card that is
- * not there cannot have (a temperature, a fan, a clock, a power draw) is NVML_ERROR_NOT_SUPPORTED, and so
- * is every function that is not here (the builder generates them). NVML's header does not come with any
- * wheel; the structures are those of the documented ABI, as in nvidia-ml-py. */
+/* libnvidia-ml: the simulated devices and the processes on them. Readings that need a real card (temperature,
+ * fan, clocks, power) return NVML_ERROR_NOT_SUPPORTED, as do all functions that the builder generates. No
+ * wheel contains NVML's header; the structures are those of the documented ABI, as in nvidia-ml-py. */
 #include "account/account.h"
 #include "account/card.h"
 #include "account/faults.h"

@@ -21,7 +21,7 @@ static void know(void) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-    know(); /* unless the constructor of another file has asked before */
+    know(); /* the constructor of another file may have called it already */
     pthread_atfork(NULL, NULL, read_environment);
 }
 

@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-/* Hand each "key=value" of text (with ';' between them) to set. Returns 0, or the 1-based number of the
- * first that set does not take. */
+/* Call set for each "key=value" of text. Returns 0, or the 1-based number of the first field for which set
+ * returned false. */
 int sim_read_fields(const char *text, bool (*set)(const char *key, const char *value));
 
 #endif

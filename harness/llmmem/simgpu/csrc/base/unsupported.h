@@ -1,11 +1,11 @@
-/* A function of CUDA that is not simulated says so and fails: success with nothing filled in would
- * have the program go on with whatever was in its variables. */
+/* A CUDA function that is not simulated prints a message and fails. If it returned success without setting
+ * its outputs, the program would go on with uninitialised variables. */
 #ifndef LLMMEM_UNSUPPORTED_H
 #define LLMMEM_UNSUPPORTED_H
 
 #include "base/export.h"
 
-/* Name the function on standard error, once (*told says whether that was done), and return status. */
+/* Name the function on standard error the first time (*told is set then), and return status. */
 SIM_API long sim_unsupported(const char *function, bool *told, long status);
 
 #endif

@@ -1,9 +1,9 @@
-/* What the ranks of a communicator share: memory in which each leaves messages for the others, whether
- * they are processes of one machine or threads of one process.
+/* The shared memory of a communicator's ranks, through which they exchange messages, whether they are
+ * processes of one machine or threads of one process.
  *
- * The memory has no name in any directory. An invitation says which file of which process it is, the
- * ranks open that through /proc, and once all have joined only their mappings are left: nothing stays
- * behind, however they end.
+ * The memory has no name in a directory. An invitation gives a process and its file descriptor, and the
+ * ranks open that through /proc. Once all have joined, only their mappings are left, so nothing remains
+ * however they end.
  *
  * Messages go through channels. Each has one writer, and its messages are numbered from 0.
  */
@@ -19,12 +19,12 @@ typedef struct sim_clique sim_clique;
 
 typedef struct {
     char magic[8];
-    uint64_t nonce; /* tells the memory from another that took the same numbers later */
+    uint64_t nonce; /* tells this memory from a later one with the same numbers */
     int32_t pid;
     int32_t file;
 } sim_invitation;
 
-/* What an operation is, in the caller's numbers. */
+/* An operation; the caller defines the numbers. */
 typedef struct {
     uint64_t count;
     int32_t kind, type, reduction, root;
@@ -46,12 +46,12 @@ SIM_API bool sim_clique_invite(sim_invitation *invitation);
 /* Close the file of an invitation that this process made. */
 SIM_API void sim_clique_seal(const sim_invitation *invitation);
 
-/* Join as one of its ranks. NULL if that fails, and why says how. */
+/* Join as one of its ranks. NULL if that fails; *why is the reason. */
 SIM_API sim_clique *sim_clique_join(const sim_invitation *invitation, int ranks, int rank, const char **why);
 SIM_API void sim_clique_leave(sim_clique *clique);
 /* A rank that has not joined, or -1. */
 SIM_API int sim_clique_missing(const sim_clique *clique);
-/* Whether a rank can be waited for no longer: it has left, or its process has ended. */
+/* Whether a rank has left, or its process has ended. */
 SIM_API bool sim_clique_is_gone(const sim_clique *clique, int rank);
 
 /* The channel from a rank to all, and that to one other rank. */
@@ -60,15 +60,15 @@ SIM_API int sim_channel_to(const sim_clique *clique, int from, int to);
 
 /* How many messages were left in a channel. */
 SIM_API uint64_t sim_clique_posted(const sim_clique *clique, int channel);
-/* Leave a message with a number: the next. False while the channel is full; *slow is then a rank that has
+/* Post a message, with the next number. False while the channel is full; *slow is then a rank that has
  * messages to read. */
 SIM_API bool sim_clique_post(sim_clique *clique, int channel, uint64_t number, const sim_message *message, int *slow);
-/* Read a message where it lies: until it is said to be read. False if it is not there yet. */
+/* Read a message in place; it is valid until sim_clique_advance. False if it is not there yet. */
 SIM_API bool sim_clique_peek(const sim_clique *clique, int channel, uint64_t number, sim_message *message);
-/* How many messages this rank is done with, in a channel to it or in those to all: it reads the same number
- * of each, so that any of them may be named. */
+/* How many messages this rank has read from a channel. It reads the same number from all channels to all, so
+ * any of those can be given. */
 SIM_API uint64_t sim_clique_progress(const sim_clique *clique, int channel);
-/* One more. */
+/* Mark one more message as read. */
 SIM_API void sim_clique_advance(sim_clique *clique, int channel);
 
 /* The bell rings whenever something changes. Wait until it rings again, or for some milliseconds. */

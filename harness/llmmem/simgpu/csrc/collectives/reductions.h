@@ -10,8 +10,8 @@ typedef enum { SIM_RED_SUM, SIM_RED_PRODUCT, SIM_RED_MAX, SIM_RED_MIN, SIM_RED_A
 SIM_API size_t sim_element_size(int type);
 SIM_API const char *sim_type_name(int type);
 
-/* What count elements give that lie, for each of ranks, at inputs[rank] + offset. An average of integers is
- * cut off. Sums and products of floats are rounded once, at the end. */
+/* Reduce count elements of each rank, at inputs[rank] + offset. An average of integers is truncated. Sums and
+ * products of floats are rounded once, at the end. */
 SIM_API void sim_reduce(int type, sim_reduction reduction, const unsigned char *const *inputs, size_t offset, int ranks,
                         size_t count, unsigned char *out);
 /* Multiply them by one number of the same type, in place. */

@@ -61,7 +61,7 @@ typedef struct {
 
 typedef void (*reporter)(void *, int64_t, size_t, size_t, device);
 
-/* PyTorch's own function of the name, which is in no place that a plain look-up goes to. */
+/* PyTorch's own function of that name, which RTLD_NEXT does not find. */
 static reporter pytorchs_own(void) {
     static reporter own;
     if (own) return own;
@@ -70,9 +70,9 @@ static reporter pytorchs_own(void) {
     return own;
 }
 
-/* c10::reportMemoryUsageToProfiler: PyTorch's allocators call it for every block that they hand out
- * (its size) and take back (its size, negative). Libraries that are loaded before PyTorch come first
- * where symbols are looked up, so the call arrives here, and is passed on. */
+/* c10::reportMemoryUsageToProfiler: PyTorch's allocators call it for every block that they allocate (its
+ * size) and free (its negative size). This library is loaded before PyTorch, so the call arrives here and
+ * is passed on. */
 SIM_API void report_memory_usage(void *pointer, int64_t size, size_t allocated, size_t reserved,
                                  device where) __asm__("_ZN3c1027reportMemoryUsageToProfilerEPvlmmNS_6DeviceE");
 
@@ -85,7 +85,7 @@ void report_memory_usage(void *pointer, int64_t size, size_t allocated, size_t r
         else
             remove_block(start);
         release();
-        /* What was there before, no program reads any more. */
+        /* No program reads freed memory. */
         if (size < 0) sim_values_forget(start, (size_t)-size);
     }
     reporter own = pytorchs_own();

@@ -4,8 +4,7 @@
 
 #include "base/export.h"
 
-/* The end of the block that holds an address, or 0 if no block is known there: memory that PyTorch's
- * own allocator did not hand out. */
+/* The end of the block that holds an address, or 0 if PyTorch's allocator has no block there. */
 SIM_API uintptr_t sim_block_end(uintptr_t address);
 
 #endif

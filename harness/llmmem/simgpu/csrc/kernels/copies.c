@@ -11,7 +11,7 @@ static uint64_t unknown_reads;
 
 uint64_t sim_unknown_reads(void) { return __atomic_load_n(&unknown_reads, __ATOMIC_RELAXED); }
 
-/* What kernels find within an operator of PyTorch, the observer of that operator knows. */
+/* The observer may have an answer for reads within an operator of PyTorch. */
 static void read_device(uintptr_t to, uintptr_t from, size_t n) {
     uint64_t ignored;
     bool guessed;

@@ -1,11 +1,11 @@
-/* Copies between host and device, by where the addresses lie: what comes from the host is remembered
- * or dropped, what goes to the host is what is known (values.h). */
+/* Copies in any direction, which the addresses decide. Values from the host become known or are dropped;
+ * reads by the host return what is known (values.h). */
 #ifndef LLMMEM_COPIES_H
 #define LLMMEM_COPIES_H
 
 #include "base/export.h"
 
-/* How often the host has read device memory that is not known, or a guess, so far. */
+/* How often the host has read device memory that is unknown or a guess. */
 SIM_API uint64_t sim_unknown_reads(void);
 
 SIM_API void sim_copy(uintptr_t to, uintptr_t from, size_t n);

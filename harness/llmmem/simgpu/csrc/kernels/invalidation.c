@@ -4,7 +4,7 @@
 #include "kernels/allocator_blocks.h"
 #include "values/values.h"
 
-/* How far a kernel writes is not known: to the end of what it was given at most. */
+/* How far a kernel writes is not known; it cannot write beyond the block. */
 void sim_invalidate(uintptr_t address) {
     if (!sim_is_device_address(address)) return;
     uintptr_t end = sim_block_end(address);

@@ -1,10 +1,10 @@
-/* What is written by something that is not followed. */
+/* Memory that is written by kernels whose results are not computed. */
 #ifndef LLMMEM_INVALIDATION_H
 #define LLMMEM_INVALIDATION_H
 
 #include "base/export.h"
 
-/* Something not known is written from an address on: what was there before is forgotten. */
+/* Unknown values are written from an address on: forget the values in the block that holds it. */
 SIM_API void sim_invalidate(uintptr_t address);
 
 #endif

@@ -14,7 +14,7 @@
 
 typedef struct {
     const void *wrapper;
-    int architecture; /* -1: not looked up yet */
+    int architecture; /* -1: not determined yet */
 } module;
 
 typedef struct {
@@ -22,11 +22,11 @@ typedef struct {
     const char *name;
     module *module;
     const sim_cubin *cubin; /* of one that was loaded at run time */
-    uint64_t pointers; /* parameters that are pointers to what it may write, by bits, as far as its name tells */
-    bool has_pointers; /* whether that was looked up */
+    uint64_t pointers; /* sim_read_pointers of its name */
+    bool has_pointers; /* whether pointers is set */
 } kernel;
 
-static kernel **kernels; /* open addressing, by host function; what is found stays where it is */
+static kernel **kernels; /* a hash table with open addressing, by host function; entries never move */
 static size_t kernel_count, kernel_slots;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -42,7 +42,7 @@ static size_t slot_of(const void *host_function, size_t slots) {
     return (size_t)(hash >> 20) & (slots - 1);
 }
 
-/* Where a kernel is, or would be placed. */
+/* The slot of a kernel, or the free slot for it. */
 static kernel **slot_for(const void *host_function) {
     size_t i = slot_of(host_function, kernel_slots);
     while (kernels[i] && kernels[i]->host_function != host_function) i = (i + 1) & (kernel_slots - 1);
@@ -59,7 +59,7 @@ static kernel *find(const void *host_function) {
 static void place(kernel *k) {
     kernel **slot = slot_for(k->host_function);
     if (!*slot) kernel_count++;
-    *slot = k; /* one that it takes the place of may be in use */
+    *slot = k; /* a replaced entry may be in use */
 }
 
 static void grow(void) {
@@ -111,8 +111,8 @@ const char *sim_kernel_name(const void *host_function) {
 
 /* ---- architectures ------------------------------------------------------------------------------ */
 
-/* A fat binary: a header, then entries (PTX or machine code of one architecture each) one after the
- * other. Only the fields that matter here have names. */
+/* A fat binary: a header, then entries (PTX or machine code for one architecture each). Only the fields that
+ * are used have meaningful names. simgpu/coverage.py checks that the installed libraries have this layout. */
 typedef struct {
     uint32_t magic, version;
     const unsigned char *data;
@@ -136,7 +136,7 @@ typedef struct {
 #define FATBIN_MAGIC 0xBA55ED50u
 #define KIND_PTX 1
 
-/* PTX is compiled for any later card; machine code runs within its major version, upwards. */
+/* PTX runs on any later card; machine code on cards of the same major version and no lower minor version. */
 static bool runs_here(const fatbin_entry *e) {
     const sim_card *card = sim_get_card();
     int capability = 10 * card->major + card->minor;
@@ -176,8 +176,7 @@ int sim_kernel_architecture(const void *host_function) {
 
 /* ---- launches ------------------------------------------------------------------------------------ */
 
-/* A kernel of which only the sizes of its parameters are known may have written to whatever an address
- * among them leads to. */
+/* Only the sizes of the parameters are known: the kernel may write to every device address in them. */
 static void forget_all(const sim_cubin *cubin, void **arguments) {
     for (size_t i = 0; i < cubin->parameter_count; i++)
         for (size_t at = 0; at + sizeof(uintptr_t) <= cubin->parameter_sizes[i]; at += sizeof(uintptr_t)) {
@@ -187,7 +186,7 @@ static void forget_all(const sim_cubin *cubin, void **arguments) {
         }
 }
 
-/* Not with the lock held: to read the name may load a library, and those register kernels. */
+/* Without the lock: demangling may load a library, whose kernels are registered under it. */
 static void look_up_pointers(kernel *k) {
     uint64_t pointers = sim_read_pointers(k->name);
     acquire();
@@ -196,7 +195,7 @@ static void look_up_pointers(kernel *k) {
     release();
 }
 
-/* What a kernel may have written is not known any more. PyTorch's own are seen to by the observer. */
+/* Forget what a kernel may write. The observer handles the kernels of PyTorch's operators. */
 static void forget_written(kernel *k, void **arguments) {
     if (k->cubin) {
         forget_all(k->cubin, arguments);

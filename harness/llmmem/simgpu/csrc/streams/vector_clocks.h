@@ -1,7 +1,7 @@
-/* Vector clocks: how far the work on each of several streams comes before something.
+/* Vector clocks: which work on each stream precedes an event or a stream's next work.
  *
- * Every stream with work has a lane, a small number. A clock says, for each lane, up to which of its
- * ticks everything comes before the thing it belongs to; a tick is some work given to the stream at once.
+ * Every stream with work has a lane, a small number, and divides its work into ticks. A clock holds, for
+ * each lane, the last tick that precedes whatever the clock belongs to.
  */
 #ifndef LLMMEM_VECTOR_CLOCKS_H
 #define LLMMEM_VECTOR_CLOCKS_H
@@ -11,17 +11,17 @@
 #include <stdint.h>
 
 typedef struct {
-    uint64_t *ticks; /* by lane; what lies past size is 0 */
+    uint64_t *ticks; /* by lane; 0 past size */
     size_t size, capacity;
 } sim_clock;
 
 uint64_t sim_clock_at(const sim_clock *c, size_t lane);
 void sim_clock_advance(sim_clock *c, size_t lane, uint64_t tick);
-/* Let all that comes before the other come before this too. */
+/* Add everything that precedes the other clock. */
 void sim_clock_merge(sim_clock *c, const sim_clock *other);
-/* Whether all that comes before the other comes before this. */
+/* Whether everything that precedes the other clock precedes this one. */
 bool sim_clock_covers(const sim_clock *c, const sim_clock *other);
-/* Let nothing come before it; the memory is kept. */
+/* Empty a clock, but keep its memory. */
 void sim_clock_clear(sim_clock *c);
 void sim_clock_free(sim_clock *c);
 
