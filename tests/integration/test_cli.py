@@ -252,6 +252,12 @@ def test_doctor_says_what_works_and_what_is_missing() -> None:
     assert "yes  estimated" in shown
     for problem in simgpu.check():
         assert problem.remedy in " ".join(shown.split())
+    assert document["coverage_problem"] is None
+    assert bool(document["coverage"]) == document["simulated"]["works"]
+    for figure in document["coverage"]:
+        assert f"{figure['found']} of {figure['expected']}" in shown
+        assert figure["expected"] - figure["found"] == len(figure["missing"])
+        assert not figure["missing"] or f"without {figure['missing'][0]}" in shown
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmmem.results import Source
+    from llmmem.simgpu.coverage import Coverage
 
 __all__ = ["Ability", "Diagnosis", "examine"]
 
@@ -38,12 +39,24 @@ class Ability:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What this machine can do, and the versions of what it would do it with."""
+    """What this machine can do, and with which versions.
+
+    Attributes:
+        measured: Measuring on a GPU.
+        simulated: Running on a simulated GPU.
+        estimated: Estimating without running.
+        versions: The version of each library, None if it is not installed.
+        coverage: How much of the installed libraries the simulated GPU recognises; empty where it
+            does not work.
+        coverage_problem: Why that could not be measured, or None.
+    """
 
     measured: Ability
     simulated: Ability
     estimated: Ability
     versions: Mapping[str, str | None]
+    coverage: tuple[Coverage, ...] = ()
+    coverage_problem: str | None = None
 
     @property
     def abilities(self) -> tuple[Ability, ...]:
@@ -55,20 +68,26 @@ class Diagnosis:
         abilities = {
             ability.source: {"works": ability.works} | asdict(ability) for ability in self.abilities
         }
-        return abilities | {"versions": dict(self.versions)}
+        return abilities | {
+            "versions": dict(self.versions),
+            "coverage": [asdict(figure) for figure in self.coverage],
+            "coverage_problem": self.coverage_problem,
+        }
 
 
 def examine() -> Diagnosis:
-    """Look at this machine; torch is not imported, and CUDA not touched.
+    """Look at this machine, without importing torch or using CUDA.
 
-    The libraries of the simulated GPU are loaded in a process of their own, and compiled before if
-    they are not in the cache.
+    Another process loads the libraries of the simulated GPU; it compiles them first if they are not
+    in the cache.
     """
     from llmmem.nvml import driver_version
     from llmmem.versions import library_versions
 
     versions = library_versions() | {"driver": driver_version()}
-    return Diagnosis(_measured(), _simulated(), _estimated(), versions)
+    simulated = _simulated()
+    coverage, problem = _coverage() if simulated.works else ((), None)
+    return Diagnosis(_measured(), simulated, _estimated(), versions, coverage, problem)
 
 
 def _measured() -> Ability:
@@ -96,6 +115,16 @@ def _simulated() -> Ability:
         problems = tuple(filter(None, (try_out("libraries"),)))
     detail = "no simulated GPU" if problems else ", ".join(gpu.name for gpu in gpus())
     return Ability("simulated", detail, problems)
+
+
+def _coverage() -> tuple[tuple[Coverage, ...], str | None]:
+    """The figures, or why there are none."""
+    from llmmem.simgpu.coverage import CoverageError, measure_installed
+
+    try:
+        return measure_installed(), None
+    except CoverageError as error:
+        return (), str(error)
 
 
 def _estimated() -> Ability:

@@ -33,6 +33,8 @@ __all__ = [
 
 PEAK_ALLOCATED = "peak allocated"
 HOLDERS_SHOWN = 10
+#: Names in a list of what is missing.
+MISSING_SHOWN = 4
 
 
 def show_estimate(estimate: Estimate) -> None:
@@ -135,8 +137,25 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
         console.print(f"{'yes' if ability.works else 'no':<4} {ability.source}: {ability.detail}")
         for problem in ability.problems:
             console.print(f"     {problem}")
+    _print_coverage(console, diagnosis)
     versions = diagnosis.versions.items()
     console.print("\n" + ", ".join(f"{name} {text or '-'}" for name, text in versions))
+
+
+def _print_coverage(console: Console, diagnosis: Diagnosis) -> None:
+    if diagnosis.coverage_problem:
+        console.print(f"\nWhat the simulated GPU recognises: {diagnosis.coverage_problem}")
+    if not diagnosis.coverage:
+        return
+    console.print(f"\nThe simulated GPU recognises, in torch {diagnosis.versions['torch']}:")
+    for figure in diagnosis.coverage:
+        counts = f"{figure.found:>8} of {figure.expected:<4}"
+        console.print(f"{counts} {figure.subject}", soft_wrap=True)
+        if figure.missing:
+            more = len(figure.missing) - MISSING_SHOWN
+            rest = f" and {more} more (--json lists them)" if more > 0 else ""
+            names = ", ".join(figure.missing[:MISSING_SHOWN])
+            console.print(f"{'':17}without {names}{rest}", soft_wrap=True)
 
 
 def _console(*, stderr: bool = False) -> Console:

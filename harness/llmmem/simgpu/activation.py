@@ -1,4 +1,4 @@
-"""Put a simulated GPU into this process, or say why that cannot be done."""
+"""Activate a simulated GPU in this process, or say why that cannot be done."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ __all__ = [
 ]
 
 CARD_VARIABLE = "LLMMEM_SIMULATED_GPU"
-#: Where a program finds llmmem, whose part in it begins with the first use of a device
-#: (``csrc/guest.h``).
+#: Where a program finds llmmem, which joins it when it first uses a device
+#: (``csrc/account/guest.h``).
 HOME_VARIABLE = "LLMMEM_SIMULATED_GPU_HOME"
 HOME = Path(__file__).parents[2]
-#: Set to 1, it has the cards go by their own names, without " (simulated)" behind them.
+#: Set to 1, cards have their plain names, without " (simulated)".
 BARE_NAME_VARIABLE = "LLMMEM_BARE_GPU_NAME"
 MACHINES = ("x86_64", "aarch64")
 NOTES = (
@@ -462,7 +462,7 @@ def _required_torch() -> TorchBuild:
 
 
 def _card(gpu: Gpu, count: int, side_streams: SideStreams, torch: TorchBuild) -> str:
-    """The card as the libraries read it (``sim_card`` in ``csrc/account.h``)."""
+    """The card as the libraries read it (``sim_card`` in ``csrc/account/card.h``)."""
     major, minor = gpu.compute_capability
     cuda_major, cuda_minor = (int(part) for part in (torch.cuda or "0.0").split(".")[:2])
     return ";".join(

@@ -1,14 +1,15 @@
 """Compile the libraries of the simulated GPU for the installed PyTorch.
 
-What is written by hand lies in ``csrc``. Everything else that the installed libraries import is
-generated here, so the list of functions is never written down: it moves with every release of
-PyTorch. A function that only computes or sets something succeeds and does nothing. One that would
-have to tell the caller something fails, and says its name.
+``csrc`` has the functions that are written by hand. This module generates all others that the
+installed libraries import. There is no list of them, because it changes with every release of
+PyTorch. A generated function that only computes or sets something succeeds without effect. One that
+would have to return something through its arguments fails and names itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from llmmem.simgpu.cache import find, make
 from llmmem.simgpu.compilers import SOURCES, Compilers
@@ -36,27 +37,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CORE",
+    "FUNCTION_KINDS",
     "BuiltLibraries",
+    "FunctionKind",
     "build",
     "find_built",
     "replaced_libraries",
 ]
 
-#: The modules that decide what is made of the sources.
+#: The modules that compile the sources.
 RECIPE = tuple(
     Path(__file__).with_name(name)
     for name in ("builder.py", "cache.py", "compilers.py", "symbols.py")
 )
 
-#: SONAME of the library that holds the account, from the sources that no other library is made of;
-#: all others link against it.
+#: One source for each CUDA library. All other C sources make up the core.
+API = SOURCES / "api"
+
+#: SONAME of the core: the library that holds the account. All others link against it.
 CORE = "libllmmem-simgpu.so"
 
-#: The observer of PyTorch's operators, which the core loads into programs that have PyTorch.
+#: The observer of PyTorch's operators. The core loads it into programs that have PyTorch.
 OBSERVER = "libllmmem-observer.so"
 
-#: The CUDA libraries that are replaced: the name without version, and its source. In this order
-#: each finds the ones before it loaded.
+#: The CUDA libraries that are replaced, and the source of each, in loading order: a library links to
+#: those before it.
 LIBRARIES = {
     "libcuda": "driver.c",
     "libcudart": "cudart.c",
@@ -69,10 +74,10 @@ LIBRARIES = {
     "libnccl": "nccl.c",
     "libnvidia-ml": "nvml.c",
 }
-#: Those that every program looks up by one fixed name, whatever its CUDA version.
+#: Libraries that have the same name for every version of CUDA.
 FIXED_NAMES = {"libcuda": "libcuda.so.1", "libnvidia-ml": "libnvidia-ml.so.1"}
 
-#: What each library answers when a function is not supported.
+#: The status by which each library says that a function is not supported.
 NOT_SUPPORTED = {
     "libcuda": 801,
     "libcudart": 801,
@@ -85,13 +90,22 @@ NOT_SUPPORTED = {
     "libnccl": 5,
     "libnvidia-ml": 3,
 }
-#: Libraries whose functions cannot be told apart by their names: none is generated that succeeds.
+#: Libraries whose functions cannot be told apart by their names: every generated one fails.
 ALL_BY_HAND = ("libcufft", "libcusolver", "libcusparse", "libnccl")
-#: Names of functions that fill in what the caller goes on with: handles, sizes, answers.
+#: Names of functions that return something through their arguments: handles, sizes, answers.
 _FILLS_IN = re.compile(
     r"Get|Create|Alloc|Add\w*Node|Clone|Complete|EndCapture|Enumerate|Estimate|Export|Import"
     r"|Instantiate|Load|Occupancy|Open|Size"
 )
+
+
+#: How a function of a replaced library is made: written in C, or generated to succeed without effect
+#: or to fail.
+FunctionKind: TypeAlias = Literal["by hand", "no effect", "refused"]
+FUNCTION_KINDS: tuple[FunctionKind, ...] = get_args(FunctionKind)
+
+#: The file beside the libraries that lists the functions of each by kind.
+FUNCTIONS = "functions.json"
 
 
 @dataclass(frozen=True)
@@ -112,14 +126,19 @@ class BuiltLibraries:
 
     @property
     def driver_directory(self) -> Path:
-        """Where the driver is found under CUDA's own name, by programs that link to it."""
+        """Where programs that link to the driver find it under CUDA's own name."""
         return self.core.parent / "driver"
+
+    def functions(self) -> dict[str, dict[FunctionKind, list[str]]]:
+        """The functions that installed libraries import or look up, by SONAME and kind."""
+        text = (self.core.parent / FUNCTIONS).read_text(encoding="utf-8")
+        return cast("dict[str, dict[FunctionKind, list[str]]]", json.loads(text))
 
 
 def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
     """SONAMEs of the libraries to replace, in loading order, and the source of each.
 
-    Which major versions they have is read from what the installed PyTorch needs.
+    The major versions are those that the installed PyTorch links to.
     """
     needed = {name for path in torch.libraries() for name in needed_libraries(path)}
     names = {}
@@ -133,10 +152,10 @@ def replaced_libraries(torch: TorchBuild) -> dict[str, str]:
 
 
 def find_built(torch: TorchBuild, cache: Path) -> BuiltLibraries | None:
-    """The libraries for the installed PyTorch if they are in the cache, whole; else None.
+    """The libraries for the installed PyTorch if the cache has all of them intact; else None.
 
     Raises:
-        ObstacleError: What is in the cache must not be loaded, or cannot be read.
+        ObstacleError: The cache cannot be read, or another user could have changed it.
     """
     paths = find(_entry(torch, cache, _readers(torch)))
     return None if paths is None else BuiltLibraries(paths)
@@ -166,9 +185,8 @@ def _build_into(
 ) -> list[Path]:
     """Build all libraries in an empty directory; returns them in loading order."""
     core = work / CORE
-    sources = sorted(path for path in SOURCES.glob("*.c") if path.name not in LIBRARIES.values())
-    # First, so that a compiler that does not work is told at once: reading symbols takes seconds.
-    cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *sources, "-ldl")
+    # First, so that a compiler that does not work is reported at once: reading symbols takes seconds.
+    cc.run(core, "-shared", "-fvisibility=hidden", f"-Wl,-soname,{CORE}", *_core_sources(), "-ldl")
     sonames = replaced_libraries(torch)
     wanted = {found.soname: found for found in wanted_symbols(readers)}
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -177,6 +195,7 @@ def _build_into(
         objects = dict(zip(sonames, compiled, strict=True))
         observer.result()
     built = [core]
+    functions = {}
     for soname, compiled_object in objects.items():
         symbols = _symbols_looked_up(soname, cc.headers, readers)
         version_node = None
@@ -184,9 +203,17 @@ def _build_into(
             symbols |= wanted[soname].symbols
             version_node = wanted[soname].version
         stubs = symbols - exported_symbols(compiled_object)
+        functions[soname] = _by_kind(soname, symbols, stubs)
         built.append(_link(cc, work, soname, compiled_object, stubs, version_node, built))
+    (work / FUNCTIONS).write_text(json.dumps(functions), encoding="utf-8")
     _add_driver_directory(work)
     return built
+
+
+def _core_sources() -> list[Path]:
+    """All C sources but those of the CUDA libraries."""
+    found = (path for path in SOURCES.rglob("*.c") if path.parent != API)
+    return sorted(found, key=lambda path: path.name)
 
 
 def _build_observer(cc: Compilers, work: Path, torch: TorchBuild, core: Path) -> None:
@@ -194,7 +221,7 @@ def _build_observer(cc: Compilers, work: Path, torch: TorchBuild, core: Path) ->
     rules.write_text(_value_rules(), encoding="utf-8")
     cc.run_cpp(
         torch, work / OBSERVER, "-shared", f"-Wl,-soname,{OBSERVER}", "-Wl,-rpath,$ORIGIN",
-        f"-I{work}", SOURCES / "observer.cpp",
+        f"-I{work}", SOURCES / "observer" / "observer.cpp",
         core, f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--allow-shlib-undefined",
     )  # fmt: skip
     rules.unlink()
@@ -205,7 +232,7 @@ def _value_rules() -> str:
     names = ["plain", *get_args(Rule)]
     entries = ",\n".join(f'    {{"{name}", Rule::{rule}_}}' for name, rule in RULES.items())
     return (
-        "#include <string_view>\n#include <unordered_map>\n"
+        "#pragma once\n#include <string_view>\n#include <unordered_map>\n"
         f"constexpr size_t MOST_INTEGER_BYTES = {MOST_INTEGER_BYTES};\n"
         f"constexpr size_t MOST_FLOAT_BYTES = {MOST_FLOAT_BYTES};\n"
         f"enum class Rule {{ {', '.join(f'{name}_' for name in names)} }};\n"
@@ -222,7 +249,7 @@ def _add_driver_directory(work: Path) -> None:
 
 def _object(cc: Compilers, work: Path, soname: str, source: str) -> Path:
     compiled = work / f"{soname}.o"
-    cc.run(compiled, "-c", SOURCES / source)
+    cc.run(compiled, "-c", API / source)
     return compiled
 
 
@@ -235,10 +262,10 @@ def _link(
     version_node: str | None,
     before: list[Path],
 ) -> Path:
-    """One library: the object, the generated functions, and symbol versions where imports have them."""
+    """Link one library: the object, the generated functions, and the version that imports name."""
     generated = work / f"{soname}.c"
     functions = [_generated(soname.split(".so")[0], name) for name in sorted(stubs)]
-    generated.write_text('#include "refusal.h"\n' + "".join(functions), encoding="utf-8")
+    generated.write_text('#include "base/unsupported.h"\n' + "".join(functions), encoding="utf-8")
     options = []
     if version_node is not None:
         script = work / f"{soname}.map"
@@ -254,20 +281,37 @@ def _link(
     return library
 
 
+def _by_kind(
+    soname: str, symbols: frozenset[str], stubs: frozenset[str]
+) -> dict[FunctionKind, list[str]]:
+    refused = {name for name in stubs if _is_refused(soname.split(".so")[0], name)}
+    return {
+        "by hand": sorted(symbols - stubs),
+        "no effect": sorted(stubs - refused),
+        "refused": sorted(refused),
+    }
+
+
+def _is_refused(library: str, name: str) -> bool:
+    """Whether a generated function fails."""
+    always = library in ALL_BY_HAND or library == "libnvidia-ml"
+    return always or _FILLS_IN.search(name) is not None
+
+
 def _generated(library: str, name: str) -> str:
     """The C source of a function that is not written by hand."""
     status = NOT_SUPPORTED[library]
-    if library == "libnvidia-ml":  # there this is an everyday answer, which programs expect
-        body = f"return {status};"
-    elif library in ALL_BY_HAND or _FILLS_IN.search(name):
-        body = f'static bool told; return sim_refuse("{name}", &told, {status});'
-    else:
+    if not _is_refused(library, name):
         body = "return 0;"
+    elif library == "libnvidia-ml":  # programs expect this status there, so no message is printed
+        body = f"return {status};"
+    else:
+        body = f'static bool told; return sim_unsupported("{name}", &told, {status});'
     return f"long {name}(void) {{ {body} }}\n"
 
 
 def _readers(torch: TorchBuild) -> tuple[Path, ...]:
-    """The installed libraries that may import from the ones that are replaced."""
+    """The installed libraries that may import from those that are replaced."""
     packages = torch.site_packages
     return (
         *torch.libraries(),
@@ -277,7 +321,7 @@ def _readers(torch: TorchBuild) -> tuple[Path, ...]:
 
 
 def _symbols_looked_up(soname: str, headers: Path, readers: tuple[Path, ...]) -> frozenset[str]:
-    """Names that programs look up at run time, and which no import therefore shows."""
+    """Names that programs look up at run time, so that no import shows them."""
     if soname == FIXED_NAMES["libcuda"]:
         return _driver_functions(headers / "cuda.h")
     if soname == FIXED_NAMES["libnvidia-ml"]:
@@ -288,9 +332,9 @@ def _symbols_looked_up(soname: str, headers: Path, readers: tuple[Path, ...]) ->
 
 
 def _nccl_functions(soname: str, readers: tuple[Path, ...]) -> frozenset[str]:
-    """All functions of the installed NCCL: PyTorch's imports of it bear no version to find them by.
+    """All functions of the installed NCCL: PyTorch imports them without a version.
 
-    Each has a strong name for profilers, with a p in front, and a weak one.
+    Each has two names: a weak one, and a strong one for profilers that begins with p.
     """
     exported = (exported_symbols(path) for path in readers if path.name == soname)
     return frozenset(
@@ -318,14 +362,16 @@ def _nvml_functions(readers: tuple[Path, ...]) -> frozenset[str]:
 
 
 def _entry(torch: TorchBuild, cache: Path, readers: tuple[Path, ...]) -> Path:
-    """The directory in the cache for what the build depends on.
+    """The directory in the cache, named after all that the build depends on.
 
-    That is the sources, the kind of machine with its C library, PyTorch, and the libraries it reads.
-    Which compiler is installed does not matter, so that a complete cache needs none.
+    That is the sources, the kind of machine with its C library, PyTorch, and the libraries that the
+    builder reads. The compiler is left out, so that a complete cache needs none.
     """
     digest = hashlib.sha256()
-    for source in [*sorted(SOURCES.rglob("*.[ch]*")), *RECIPE]:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sorted(SOURCES.rglob("*.[ch]*")):
+        digest.update(os.fsencode(source.relative_to(SOURCES)) + b"\0" + source.read_bytes())
+    for module in RECIPE:
+        digest.update(os.fsencode(module.name) + b"\0" + module.read_bytes())
     digest.update(_value_rules().encode())
     for part in (*_machine(), torch.version, _installed("nvidia-ml-py")):
         digest.update(part.encode() + b"\0")
@@ -337,7 +383,7 @@ def _entry(torch: TorchBuild, cache: Path, readers: tuple[Path, ...]) -> Path:
 
 
 def _machine() -> tuple[str, str]:
-    """What decides whether a library runs here: homes are shared between machines."""
+    """What a compiled library needs to run: machines may share a home directory."""
     return platform.machine(), os.confstr("CS_GNU_LIBC_VERSION") or ""
 
 

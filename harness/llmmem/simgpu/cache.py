@@ -1,12 +1,11 @@
-"""Where compiled libraries are kept, and what makes one of them fit to be loaded.
+"""The cache of compiled libraries, and the checks before one of them is loaded.
 
-Whatever is loaded from the cache runs with the rights of the user. So nothing is taken from a
-directory that others own or may write to, and nothing that differs from what was once compiled: a
-library that was cut short would end the process with a bus error.
+Libraries from the cache run with the rights of the user. So none is loaded from a directory that
+other users own or may write to, nor one that has changed since it was compiled: a truncated library
+would end the process with a bus error.
 
-An entry of the cache is a directory. It is built elsewhere and moved into place when it is whole, with
-a manifest of its files and their hashes. A reader of a whole entry needs neither a lock nor the
-permission to write.
+An entry of the cache is a directory with a manifest of its files and their hashes. It is built beside
+its place and moved there when it is complete, so readers need neither a lock nor write permission.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def cache_directory() -> Path:
 
 
 def find(entry: Path) -> tuple[Path, ...] | None:
-    """The libraries of an entry in loading order; None if it is not there, or not whole.
+    """The libraries of an entry in loading order; None if it is missing or damaged.
 
     Raises:
         ObstacleError: The cache or the entry belongs to another user, others may write to it, or it
@@ -84,7 +83,7 @@ def make(entry: Path, build: Callable[[Path], list[Path]]) -> tuple[Path, ...]:
     """The libraries of an entry, built unless another process does so first.
 
     Args:
-        entry: A directory in the cache, which is made if it is not there.
+        entry: A directory in the cache; created if it is missing.
         build: Fills a directory and returns its libraries in loading order.
 
     Raises:
@@ -136,7 +135,7 @@ def _locked(entry: Path) -> Iterator[None]:
 
 @contextmanager
 def _told(cache: Path) -> Iterator[None]:
-    """Turn errors of the system into one line with the remedy."""
+    """Turn an OSError into one line that ends with the remedy."""
     try:
         yield
     except OSError as error:
@@ -154,7 +153,7 @@ def _told(cache: Path) -> Iterator[None]:
 
 
 def _check_owned(path: Path) -> None:
-    """Raise `ObstacleError` if another user than this one and root decides what is there."""
+    """Raise `ObstacleError` if a user other than this one and root can change the path."""
     _check_owner(path, path.lstat())
     status = path.stat()
     _check_owner(path, status)
@@ -189,7 +188,7 @@ def _user_name(number: int) -> str:
 
 
 def _seal(directory: Path, libraries: list[Path]) -> None:
-    """Write down what the directory holds."""
+    """Write the manifest of a directory."""
     files, links = {}, {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
@@ -204,7 +203,7 @@ def _seal(directory: Path, libraries: list[Path]) -> None:
 
 
 def _whole(directory: Path) -> tuple[Path, ...] | None:
-    """The libraries in loading order, if all is there that was when the directory was sealed."""
+    """The libraries in loading order, if the directory still matches its manifest."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         _check_contents(directory, manifest)
@@ -221,7 +220,7 @@ def _whole(directory: Path) -> tuple[Path, ...] | None:
 
 
 def _check_contents(directory: Path, manifest: Any) -> None:
-    """Raise an error of any kind if the contents are not those of the manifest."""
+    """Raise an error of any kind if the contents do not match the manifest."""
     for name, digest in manifest["files"].items():
         path = directory / name
         _check_owned(path)

@@ -1,7 +1,7 @@
 """``torch.compile`` and Triton on a simulated GPU.
 
-Their compilers run for real, down to ``ptxas``; the kernels are loaded and never run. Three things
-must not be as on a real card:
+The compilers run as on a real card, down to ``ptxas``; the kernels are loaded but never run. Three
+things must differ from a real card:
 
 - *Timings mean nothing here*, so no kernel is chosen by one: Triton's autotuner takes the first
   configuration that the card can hold, and Inductor the library's kernel where there is one, else
@@ -34,7 +34,7 @@ __all__ = ["notes", "register", "settings"]
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 OWN_PREFIX = "simulated-"
 
-#: Caches shared between machines, which would take what was chosen here to a real card.
+#: Caches shared between machines: they would pass choices made here on to a real card.
 REMOTE_CACHES = (
     "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE",
     "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE",
@@ -42,15 +42,15 @@ REMOTE_CACHES = (
     "TORCHINDUCTOR_BUNDLED_AUTOTUNE_REMOTE_CACHE",
 )
 
-#: What a benchmark answers, in milliseconds.
+#: What a benchmark returns, in milliseconds.
 NO_TIME = 1.0
 
-#: What was decided in this process otherwise than on a real card, in order.
+#: The decisions of this process that may differ from a real card's, in order.
 _decided: list[str] = []
 
 
 def notes() -> tuple[str, ...]:
-    """What was compiled in this process otherwise than it may be on a real card."""
+    """How compiled code in this process may differ from a real card's."""
     return tuple(_decided)
 
 
@@ -91,7 +91,7 @@ def settings(
 
 
 def _base(directory: str | None) -> Path | None:
-    """The user's directory: a setting of ours may stand there already, for another card."""
+    """The user's directory, also where our setting for another card has replaced it."""
     if not directory:
         return None
     path = Path(directory)
@@ -99,7 +99,7 @@ def _base(directory: str | None) -> Path | None:
 
 
 def register() -> None:
-    """Have Triton and Inductor choose without benchmarks, now or as soon as they are imported."""
+    """Make Triton and Inductor choose without benchmarks, now or when they are imported."""
     if any(isinstance(finder, _ChangesModules) for finder in sys.meta_path):
         return
     for name, change in CHANGES.items():
@@ -109,7 +109,7 @@ def register() -> None:
 
 
 class _ChangesModules:
-    """A finder that leaves the finding to the others and changes some modules once they are run."""
+    """A finder that lets the other finders work, and changes some modules after they have run."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -201,7 +201,7 @@ def _keep_the_baseline(module: ModuleType) -> None:
 
 
 def _answer_without_trial(module: ModuleType) -> None:
-    """All other benchmarks of Inductor: what is compared is equally fast, and the first is taken."""
+    """All other benchmarks of Inductor: every candidate takes the same time, so the first wins."""
 
     def without_trial(*args: Any, return_mode: str = "", **kwargs: Any) -> float | list[float]:
         return [NO_TIME] if return_mode == "all" else NO_TIME
@@ -213,7 +213,7 @@ def _answer_without_trial(module: ModuleType) -> None:
 
 
 def _say_what_is_not_tried(module: ModuleType) -> None:
-    """Inductor's entry: what compiles anything has a note, and what only imports Inductor has none."""
+    """Inductor's entry point: add a note when something is compiled, not when Inductor is imported."""
     compile_fx = module.compile_fx
 
     @wraps(compile_fx)

@@ -1,4 +1,4 @@
-"""The compilers of C and C++ that make the libraries of the simulated GPU."""
+"""The C and C++ compilers for the libraries of the simulated GPU."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def cuda_headers(torch: TorchBuild) -> Path | None:
 
 
 def missing(torch: TorchBuild | None) -> tuple[Problem, ...]:
-    """What compiling needs and is not here.
+    """What compiling needs and this machine lacks.
 
     Args:
-        torch: The PyTorch to compile for, which CUDA's headers come with; None leaves them out.
+        torch: The PyTorch to compile for, whose wheels bring CUDA's headers; None skips their check.
     """
     problems = []
     if torch is not None and cuda_headers(torch) is None:
@@ -80,7 +80,7 @@ def missing(torch: TorchBuild | None) -> tuple[Problem, ...]:
 
 @dataclass(frozen=True)
 class Compilers:
-    """What compiles for one PyTorch.
+    """The compilers and headers for one PyTorch.
 
     Attributes:
         c: The C compiler.
@@ -108,7 +108,7 @@ class Compilers:
         return cls(c, cpp, headers)
 
     def run(self, output: Path, *arguments: str | Path) -> None:
-        """Compile C with the options that all calls share.
+        """Compile C with the common options.
 
         Raises:
             ObstacleError: The compiler failed or took too long.
@@ -116,7 +116,7 @@ class Compilers:
         """
         _compile(
             self.c, output, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-pthread",
-            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'include'}", *arguments,
+            f"-I{SOURCES}", f"-I{self.headers}", f"-I{SOURCES / 'api' / 'include'}", *arguments,
         )  # fmt: skip
 
     def run_cpp(self, torch: TorchBuild, output: Path, *arguments: str | Path) -> None:
@@ -128,7 +128,7 @@ class Compilers:
         """
         include = torch.root / "include"
         _compile(
-            # PyTorch is built without assertions, which decide how large its structures are.
+            # PyTorch is built with NDEBUG, which changes the size of its structures.
             self.cpp, output, "-std=gnu++20", "-O1", "-fPIC", "-pthread", "-w", "-DNDEBUG",
             "-fvisibility=hidden", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.has_cxx11_abi())}",
             f"-I{SOURCES}", f"-I{include}",
@@ -137,7 +137,7 @@ class Compilers:
 
 
 def _compile(program: str, output: Path, *arguments: str | Path) -> None:
-    # Intermediate files go where the output does, and messages are in the language we read.
+    # Intermediate files go beside the output. Messages must be in English, because we search them.
     environment = os.environ | {"TMPDIR": str(output.parent), "LC_ALL": "C"}
     try:
         done = subprocess.run(
@@ -181,14 +181,14 @@ def _failure(program: str, output: Path, printed: str) -> Exception:
 
 
 def _first_program(variable: str, names: tuple[str, ...]) -> str | None:
-    """The program that an environment variable names, else the first that is there."""
+    """The program that an environment variable names, else the first that is installed."""
     chosen = os.environ.get(variable, "").split()
     candidates = chosen[:1] or names
     return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def _named(variable: str) -> str:
-    """What to add where a variable names a program that is not there."""
+    """The part of a message that says which variable names a missing program."""
     chosen = os.environ.get(variable, "").split()
     return f" {chosen[0]!r}, which ${variable} names" if chosen else ""
 

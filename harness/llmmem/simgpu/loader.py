@@ -1,4 +1,4 @@
-"""Load the libraries of the simulated GPU, and speak to the one that holds the account."""
+"""Load the libraries of the simulated GPU, and call the one that holds the account."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 class Account:
-    """The account of the simulated GPUs of this process (``csrc/account.h``). Sizes are bytes."""
+    """The account of the simulated GPUs of this process (``csrc/account/account.h``). Sizes are bytes."""
 
     def __init__(self, core: ctypes.CDLL) -> None:
         self._core = core
@@ -71,7 +71,7 @@ class Account:
             raise ValueError(f"field {status} of {card!r} is not understood")
 
     def listen_to_guesses(self, listener: Callable[[str], object]) -> None:
-        """Have the listener called with the operator by which a program reads a guess."""
+        """Call the listener with the name of each operator by which a program reads a guess."""
 
         def call(operator: bytes) -> None:
             listener(operator.decode())
@@ -80,7 +80,7 @@ class Account:
         self._core.sim_listen_to_guesses(self._listener)
 
     def set_faults(self, faults: str) -> None:
-        """Let these faults happen and no others, from now on (``csrc/faults.h``)."""
+        """Replace all faults by these (``csrc/account/faults.h``)."""
         status = self._core.sim_set_faults(faults.encode())
         if status:
             raise ValueError(f"field {status} of {faults!r} is not understood")
@@ -98,37 +98,37 @@ class Account:
         return int(self._core.sim_peak_process_bytes(device))
 
     def allocations(self) -> int:
-        """How often this process has allocated device memory, on all devices."""
+        """The number of allocations of device memory in this process, on all devices."""
         return int(self._core.sim_allocations())
 
     def cudnn_attention_unknown(self) -> int | None:
-        """Bytes that one plan of cuDNN attention may take beyond what is accounted.
+        """Bytes that a plan of cuDNN attention may take and the account does not have.
 
-        None where no attention was by cuDNN.
+        None if cuDNN computed no attention.
         """
         found = int(self._core.sim_cudnn_attention_unknown())
         return None if found < 0 else found
 
     def early_answers(self) -> int:
-        """How often it was asked for unfinished work of a side stream, and said to be done."""
+        """How often a query of unfinished work on a side stream returned that it was done."""
         return int(self._core.sim_early_answers())
 
     def unknown_reads(self) -> int:
-        """How often the host has read device memory whose contents are not known, or a guess."""
+        """How often the host has read device memory whose values are unknown or guesses."""
         return int(self._core.sim_unknown_reads())
 
     def reset_peak(self, device: int) -> None:
-        """Set the peak to what is held now."""
+        """Set the peak to what the process holds now."""
         self._core.sim_reset_peak(device)
 
     def host_processes(self, directory: Path) -> None:
         """Count this process together with those that it starts from now on.
 
         Args:
-            directory: Where they leave their ledgers, as their environment says.
+            directory: The directory of their ledgers, which their environment names.
 
         Raises:
-            OSError: Nothing can be shared there.
+            OSError: No memory can be shared there.
         """
         if not self._core.sim_host_processes(os.fsencode(directory)):
             raise OSError(f"no memory could be shared in {str(directory)!r}")
@@ -143,28 +143,28 @@ class Account:
         return None if found == _TOO_MANY else found
 
     def reset_together(self) -> None:
-        """Begin anew with what the living processes hold now."""
+        """Start again from what the running processes hold now."""
         self._core.sim_reset_together()
 
     def note_allocator(self, device: int, allocated: int, reserved: int) -> None:
-        """Note in the ledger of this process, if it has one, what PyTorch's allocator reached."""
+        """Raise the peaks of PyTorch's allocator in the ledger of this process, if it has one."""
         self._core.sim_ledger_note_allocator(device, allocated, reserved)
 
     def note_rank(self, rank: int) -> None:
-        """Note the rank of this process in its distributed job."""
+        """Write the rank of this process in its distributed job to its ledger."""
         self._core.sim_ledger_note_rank(rank)
 
     def note_failure(self, text: str) -> None:
-        """Note in the ledger of this process, if it has one, how it ran out of memory."""
+        """Write to the ledger of this process, if it has one, how it ran out of memory."""
         self._core.sim_ledger_note_failure(text.encode())
 
     def note_remarks(self, lines: str) -> None:
-        """Note in the ledger of this process, if it has one, how to read its figures."""
+        """Write notes on the figures to the ledger of this process, if it has one."""
         self._core.sim_ledger_note_remarks(lines.encode())
 
 
 def load(libraries: BuiltLibraries) -> Account:
-    """Load all of them under CUDA's names: what is loaded next finds them and not CUDA's.
+    """Load all libraries under CUDA's names, so that later ones link to them instead of CUDA's.
 
     Raises:
         ObstacleError: One of them does not load.
@@ -180,5 +180,5 @@ def load(libraries: BuiltLibraries) -> Account:
 
 
 def open_account(core: Path) -> Account:
-    """The account in a library that is loaded already."""
+    """The account of a core that is loaded already."""
     return Account(ctypes.CDLL(str(core)))

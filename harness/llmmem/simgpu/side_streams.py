@@ -1,7 +1,7 @@
 """When work on side streams ends: the two extremes that can be simulated.
 
 No kernel runs, so work takes no time. What PyTorch's allocator holds back until a side stream is done
-(``Tensor.record_stream``) depends on it all the same: see ``csrc/streams.h``.
+(``Tensor.record_stream``) depends on it all the same: see ``csrc/streams/streams.h``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
 
     from elftools.elf.elffile import ELFFile
 
-__all__ = ["Wanted", "exported_symbols", "needed_libraries", "text_constants", "wanted_symbols"]
+__all__ = [
+    "Wanted",
+    "exported_symbols",
+    "needed_libraries",
+    "open_section",
+    "text_constants",
+    "wanted_symbols",
+]
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Wanted:
 
 
 def wanted_symbols(libraries: Iterable[Path]) -> tuple[Wanted, ...]:
-    """All versioned imports of the libraries, by where they are to come from."""
+    """All versioned imports of the libraries, by the library and version that they name."""
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
     for path in libraries:
         with path.open("rb") as file:
@@ -64,8 +72,20 @@ def needed_libraries(path: Path) -> tuple[str, ...]:
         return tuple(tag.needed for tag in dynamic.iter_tags("DT_NEEDED"))
 
 
+@contextmanager
+def open_section(path: Path, name: str) -> Iterator[tuple[IO[bytes], int, int] | None]:
+    """Open a library at one of its sections, which may be too large to read at once.
+
+    Returns:
+        The file, and the offset and size of the section in bytes; None if there is no such section.
+    """
+    with path.open("rb") as file:
+        section = _section(_elf(file), name)
+        yield None if section is None else (file, section["sh_offset"], section["sh_size"])
+
+
 def text_constants(path: Path) -> bytes:
-    """The read-only data of a library: where the names are that it looks up at run time."""
+    """The read-only data of a library, which holds the names that it looks up at run time."""
     with path.open("rb") as file:
         section = _section(_elf(file), ".rodata")
         data: bytes = section.data() if section is not None else b""
@@ -79,7 +99,7 @@ def _elf(file: IO[bytes]) -> ELFFile:
 
 
 def _section(elf: ELFFile, name: str) -> Any:
-    """A section, whose class pyelftools knows only at run time; None if there is none."""
+    """A section by name, of a class that depends on its kind; None if there is none."""
     return elf.get_section_by_name(name)
 
 

@@ -1,4 +1,4 @@
-"""What can be told of the installed PyTorch without importing it."""
+"""Facts about the installed PyTorch, found without importing it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TorchBuild:
 
     @property
     def site_packages(self) -> Path:
-        """The directory that the package lies in, with those of the CUDA wheels beside it."""
+        """The directory that the package lies in, beside those of the CUDA wheels."""
         return self.root.parent
 
     def libraries(self) -> tuple[Path, ...]:
@@ -42,9 +42,9 @@ class TorchBuild:
         return any("__cxx11" in name for name in exported if name.startswith("_ZN3c105Error"))
 
     def architectures(self) -> tuple[str, ...]:
-        """What its kernels were compiled for, such as ``("sm_75", "sm_80", "compute_90")``.
+        """The architectures of its kernels, such as ``("sm_75", "sm_80", "compute_90")``.
 
-        Empty if that is not to be found.
+        Empty if they cannot be found.
         """
         library = self.root / "lib" / "libtorch_python.so"
         if not library.is_file():
@@ -53,10 +53,10 @@ class TorchBuild:
         return tuple(found[0].decode().split()) if found else ()
 
     def runs_on(self, compute_capability: tuple[int, int]) -> bool:
-        """Whether there are kernels that a card can run.
+        """Whether a card can run its kernels.
 
-        That is machine code of its major version and of no higher minor version, or code for a
-        lower one that the driver compiles (``compute_``).
+        It can if there is machine code for the card's major version and at most its minor version,
+        or PTX (``compute_``) for the card's version or a lower one.
         """
         architectures = self.architectures()
         major, minor = compute_capability
@@ -73,7 +73,7 @@ def _split_architecture(text: str) -> tuple[str, int]:
 
 @cache
 def installed_torch() -> TorchBuild | None:
-    """The PyTorch that ``import torch`` would take, or None."""
+    """The PyTorch that ``import torch`` would import, or None."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None

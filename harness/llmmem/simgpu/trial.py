@@ -1,4 +1,4 @@
-"""Try the simulated GPU in a process of its own: whatever happens there, the caller lives."""
+"""Try the simulated GPU in another process, so that a crash there does not end this one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LONGEST_SECONDS = 600
 def try_out(part: Part) -> str | None:
     """Why the simulated GPU does not work here, on one line; None if it does.
 
-    The libraries are compiled first if they are not in the cache. The process has the environment
-    of this one. Call it only where `llmmem.simgpu.check` finds nothing.
+    The libraries are compiled first if they are not in the cache. The process inherits the
+    environment. Call it only where `llmmem.simgpu.check` finds nothing.
     """
     try:
         done = subprocess.run(

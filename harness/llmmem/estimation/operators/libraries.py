@@ -1,7 +1,7 @@
 """What operators that go through cuSOLVER and cuFFT allocate beyond their outputs.
 
 Neither library says how much memory its routines need. The sizes are those of the model that the
-simulated GPU has of them (``simgpu/csrc/cusolver.c`` and ``cufft.c``); the order is PyTorch's.
+simulated GPU has of them (``simgpu/csrc/api/cusolver.c`` and ``cufft.c``); the order is PyTorch's.
 """
 
 from __future__ import annotations

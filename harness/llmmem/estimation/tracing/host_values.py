@@ -3,7 +3,7 @@
 Ids, masks, labels and indices decide which way a program goes and how much it picks. Where values came
 from the host, or are made of constants, the CPU's own kernel of each operator tells what becomes of
 them. What follows from values that are not known is told by `llmmem.value_rules`, which the simulated
-GPU follows too (``simgpu/csrc/observer.cpp``).
+GPU follows too (``simgpu/csrc/observer``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """llmmem's part in a program that was started on simulated GPUs.
 
-The program's own Python imports this when it first uses one (``simgpu/csrc/guest.c``): programs
+The program's own Python imports this when it first uses one (``simgpu/csrc/account/guest.c``): programs
 that use none, or are not Python, are left alone. PyTorch's peaks are noted before anything resets
 them and when the process ends by itself; whatever else ends it leaves what the C libraries noted.
 """

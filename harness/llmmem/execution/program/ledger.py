@@ -1,4 +1,4 @@
-"""What the processes of a program leave behind (``simgpu/csrc/ledger.h``), read back."""
+"""What the processes of a program leave behind (``simgpu/csrc/account/ledger.h``), read back."""
 
 from __future__ import annotations
 
