@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    bind,
-    nbytes_of,
-)
-from llmmem.estimation.operators.workspaces import (
-    FLOAT,
-    ceil_div,
-    round_up,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, bind, nbytes_of
+from llmmem.estimation.operators.workspaces import FLOAT, ceil_div, round_up
 from llmmem.estimation.tracing.tensors import HALF
 
 if TYPE_CHECKING:

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    is_dense,
-    is_on_device,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, is_dense, is_on_device
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

@@ -16,9 +16,7 @@ from llmmem.estimation.operators.common import (
     is_on_device,
     nbytes_of,
 )
-from llmmem.estimation.operators.workspaces import (
-    INDEX,
-)
+from llmmem.estimation.operators.workspaces import INDEX
 from llmmem.estimation.tracing.host_values import KNOWN
 
 if TYPE_CHECKING:

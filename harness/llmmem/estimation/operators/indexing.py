@@ -17,12 +17,7 @@ from llmmem.estimation.operators.common import (
     is_on_device,
     nbytes_of,
 )
-from llmmem.estimation.operators.workspaces import (
-    FLOAT,
-    INDEX,
-    ceil_div,
-    round_up,
-)
+from llmmem.estimation.operators.workspaces import FLOAT, INDEX, ceil_div, round_up
 from llmmem.estimation.tracing.tensors import HALF
 
 if TYPE_CHECKING:

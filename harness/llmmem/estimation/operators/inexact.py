@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    is_on_device,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, is_on_device
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

@@ -18,10 +18,7 @@ from llmmem.estimation.operators.common import (
 )
 from llmmem.estimation.operators.contiguous import run_on_contiguous
 from llmmem.estimation.operators.reductions import split_buffers
-from llmmem.estimation.operators.workspaces import (
-    FLOAT,
-    ceil_div,
-)
+from llmmem.estimation.operators.workspaces import FLOAT, ceil_div
 from llmmem.estimation.tracing.tensors import HALF
 
 if TYPE_CHECKING:

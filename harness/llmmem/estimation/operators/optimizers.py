@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    is_on_device,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, is_on_device
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

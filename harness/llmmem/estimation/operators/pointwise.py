@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    is_on_device,
-)
-from llmmem.estimation.operators.workspaces import (
-    FLOAT,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, is_on_device
+from llmmem.estimation.operators.workspaces import FLOAT
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

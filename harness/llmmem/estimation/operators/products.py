@@ -15,9 +15,7 @@ from llmmem.estimation.operators.common import (
     is_on_device,
     nbytes_of,
 )
-from llmmem.estimation.operators.workspaces import (
-    round_up,
-)
+from llmmem.estimation.operators.workspaces import round_up
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

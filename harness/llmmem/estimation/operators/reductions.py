@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 
 from llmmem.estimation.operators import cub
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-    bind,
-    is_on_device,
-)
-from llmmem.estimation.operators.workspaces import (
-    FLOAT,
-    FLOAT_AND_INDEX,
-    ceil_div,
-    split_reduction,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, bind, is_on_device
+from llmmem.estimation.operators.workspaces import FLOAT, FLOAT_AND_INDEX, ceil_div, split_reduction
 from llmmem.estimation.tracing.tensors import HALF
 
 if TYPE_CHECKING:

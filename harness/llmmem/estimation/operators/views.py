@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmmem.estimation.operators.common import (
-    Arguments,
-    Entry,
-    Keywords,
-)
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords
 
 if TYPE_CHECKING:
     from llmmem.estimation.tracing.tracer import Tracer

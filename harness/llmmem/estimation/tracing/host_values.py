@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 from llmmem.estimation.tracing.tensors import tensors_in
-from llmmem.value_rules import (
-    MOST_FLOAT_BYTES,
-    MOST_INTEGER_BYTES,
-    RULES,
-    choices_setting,
-)
+from llmmem.value_rules import MOST_FLOAT_BYTES, MOST_INTEGER_BYTES, RULES, choices_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
