@@ -15,7 +15,6 @@ __all__ = ["ENTRIES", "missing_nodes"]
 
 aten = torch.ops.aten
 
-
 # The formulas of some derivatives write in place on a GPU, but not under a dispatch mode
 # (``torch/csrc/autograd/FunctionsManual.cpp``, ``areAnyTensorSubclassLike``): the nodes of autograd
 # with such a formula, by the operators that it calls instead.
@@ -24,14 +23,10 @@ _SELECTING = {
     *("MedianBackward1", "NanmedianBackward1", "KthvalueBackward0", "ModeBackward0"),
     *("CummaxBackward0", "CumminBackward0"),
 }
-
-
 _LIMITING = {
     *("MaximumBackward0", "MinimumBackward0", "FmaxBackward0", "FminBackward0"),
     *("ClampBackward1", "ClampMinBackward1", "ClampMaxBackward1"),
 }
-
-
 _IN_PLACE_IN_BACKWARD = {
     aten.scatter_add.default: {"GatherBackward0"},
     aten.index_add.default: {"IndexSelectBackward0"},
