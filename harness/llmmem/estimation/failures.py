@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmmem.errors import LlmmemError
-from llmmem.estimation.tracing.meta_cache import tensors_in
+from llmmem.estimation.tracing.tensors import tensors_in
 from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.guesses import where
 

@@ -16,14 +16,14 @@ from torch.optim.optimizer import (
 
 from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.fake_cuda.dispatch import gpu_choices
+from llmmem.estimation.fake_cuda.dispatch import gpu_dispatch
 from llmmem.estimation.fake_cuda.process_state import process_state_kept
 from llmmem.estimation.fake_cuda.redirection import cuda_redirected
-from llmmem.estimation.operators.aten import aten_handlers
 
 # Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
 # where it is only made believe.
 from llmmem.estimation.operators.bitsandbytes import bitsandbytes_as_on_gpu, bitsandbytes_handlers
+from llmmem.estimation.operators.table import operator_handlers
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
 from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.results import Peaks, Trace
@@ -144,7 +144,7 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    handlers = aten_handlers() | bitsandbytes_handlers(gpu)
+    handlers = operator_handlers() | bitsandbytes_handlers(gpu)
     return Tracer(allocator, gpu, handlers, _is_oom_handled)
 
 
@@ -177,9 +177,9 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
         stack.enter_context(bitsandbytes_as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))
-        choices = stack.enter_context(gpu_choices(tracer))
+        dispatch = stack.enter_context(gpu_dispatch(tracer))
         stack.enter_context(tracer)
-        yield stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
+        yield stack.enter_context(cuda_redirected(tracer, dispatch, observer.reset_peaks))
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
 from llmmem.accounting.timeline import Timeline
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.failures import place_of, reason_of
-from llmmem.estimation.fake_cuda.dispatch import gpu_choices
+from llmmem.estimation.fake_cuda.dispatch import gpu_dispatch
 from llmmem.estimation.fake_cuda.redirection import cuda_redirected
-from llmmem.estimation.operators.aten import aten_handlers
+from llmmem.estimation.operators.table import operator_handlers
 from llmmem.estimation.tracing.tracer import Tracer
 from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
@@ -141,7 +141,7 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    handlers = aten_handlers()
+    handlers = operator_handlers()
     if "bitsandbytes" in libraries_of(setup):
         from llmmem.estimation.operators.bitsandbytes import bitsandbytes_handlers
 
@@ -155,7 +155,7 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     layers: list[nn.Module] = []
     with ExitStack() as stack:
         if setup.has_adapter:
-            import peft  # noqa: F401  # so that its choices can be made as on a GPU
+            import peft  # noqa: F401  # so that it is patched to run as on a GPU
         if "bitsandbytes" in libraries_of(setup):
             from llmmem.estimation.operators.bitsandbytes import (
                 bitsandbytes_as_on_gpu,
@@ -165,11 +165,11 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
             stack.enter_context(bitsandbytes_as_on_gpu(tracer))
             move = partial(quantize_on_meta, layers)
         stack.enter_context(observer.timeline.recording_calls())
-        choices = stack.enter_context(gpu_choices(tracer))
+        dispatch = stack.enter_context(gpu_dispatch(tracer))
         stack.enter_context(tracer)
         device = torch.device("meta")
         if setup.has_adapter and not _is_plain_lora(setup.adapter):
-            stack.enter_context(cuda_redirected(tracer, choices, observer.reset_peaks))
+            stack.enter_context(cuda_redirected(tracer, dispatch, observer.reset_peaks))
             device = torch.device("cuda", 0)
         return outcome_of(partial(execute, setup, device, observer, move=move), tracer)
 

@@ -1,1 +1,1 @@
-"""``torch.cuda`` on the meta device: devices, and the choices that PyTorch makes by looking at them."""
+"""``torch.cuda`` on the meta device: its devices and functions, and dispatch as on a GPU."""

@@ -1,7 +1,7 @@
-"""Scaled dot product attention as a GPU does it: which kernel, and the way into that kernel.
+"""Scaled dot product attention as on a GPU: the choice of a backend, and the call of its kernel.
 
-On the meta device PyTorch always takes the math road, which builds matrices of queries x keys that
-no run with a fused kernel has. So the choice is made here, by the rules of ``sdp_utils.cpp``.
+On the meta device PyTorch always uses the math backend, which allocates matrices of queries x keys
+that a fused kernel does not need. This module chooses the backend by the rules of ``sdp_utils.cpp``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from llmmem.estimation.tracing.tensors import HALF
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attend", "choose_backend", "prefers_cudnn"]
 
-HALF = (torch.float16, torch.bfloat16)
-# The version from which memory-efficient attention takes fewer heads of keys than of queries.
+# The release in which memory-efficient attention gained support for fewer heads of keys than of queries.
 EFFICIENT_TAKES_GROUPS = (2, 14)
 # Cards of the 8.x and 12.x families with about 100 KiB of shared memory.
 _SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
@@ -33,8 +34,8 @@ _SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
 def prefers_cudnn(gpu: Gpu) -> bool:
     """Whether PyTorch tries cuDNN's attention first on the card.
 
-    It does on Hopper and on Blackwell of data centres, with a cuDNN above 9.15 (assumed where the
-    installed PyTorch has none), unless ``TORCH_CUDNN_SDPA_DEPRIORITIZED=1`` is set.
+    It does on Hopper and on data center Blackwell with a cuDNN later than 9.15 (assumed if the
+    installed PyTorch has no cuDNN), unless ``TORCH_CUDNN_SDPA_DEPRIORITIZED=1`` is set.
 
     Source: ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``,
     ``check_prefer_cudnn_attention``.
@@ -46,7 +47,7 @@ def prefers_cudnn(gpu: Gpu) -> bool:
 
 @cache
 def _is_cudnn_recent() -> bool:
-    # `torch.backends.cudnn.version` would open the devices of this machine.
+    # `torch.backends.cudnn.version` would initialize CUDA.
     cudnn = getattr(torch._C, "_cudnn", None)
     return cudnn is None or cudnn.getVersionInt() > 91_500
 
@@ -60,30 +61,33 @@ def choose_backend(
     is_causal: bool,
     gpu: Gpu,
 ) -> AttentionBackend:
-    """The kernel that PyTorch picks on the card.
+    """The backend that PyTorch picks on the card.
 
     Args:
-        query: [B, H, Sq, D]; other ranks go the math road.
+        query: [B, H, Sq, D]; other ranks use the math backend.
         key: [B, Hk, Sk, D].
         value: [B, Hk, Sk, Dv].
-        mask: Boolean or additive, or none.
-        dropout: The probability.
-        is_causal: Whether the causal mask is asked for.
+        mask: A boolean or additive mask, or none.
+        dropout: The dropout probability.
+        is_causal: Whether to apply a causal mask.
         gpu: The card.
 
     Source: ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``, in its order of priority.
+
+    Raises:
+        RuntimeError: No enabled backend supports the inputs, as on a GPU.
     """
     shapes = [tensor.shape for tensor in (query, key, value)]
     if any(len(shape) != 4 or 0 in shape for shape in shapes):
         return "math"
     if len({shape[0] for shape in shapes}) > 1:
         return "math"
-    # The math kernel says what is wrong, as on a GPU.
+    # The math backend raises the error that it raises on a GPU.
     if key.shape[1] != value.shape[1] or query.shape[1] % key.shape[1]:
         return "math"
     if any(tensor.stride(-1) != 1 for tensor in (query, key, value)):
         return "math"
-    # What `torch.nn.attention.sdpa_kernel` and the switches of `torch.backends.cuda` leave on.
+    # Backends that `torch.nn.attention.sdpa_kernel` and `torch.backends.cuda` leave enabled.
     enabled = torch._C
     is_cudnn_possible = enabled._get_cudnn_sdp_enabled() and _is_cudnn_possible(
         query, key, value, mask, dropout, gpu
@@ -112,7 +116,7 @@ def _is_cudnn_possible(
     value_dim = value.shape[-1]
     if query.dtype not in HALF or (mask is not None and mask.requires_grad):
         return False
-    # cuDNN draws the elements that drop out in steps of a sixteenth.
+    # cuDNN supports dropout probabilities that are multiples of a sixteenth.
     if (16 * dropout) % 1 or max(batch, heads) > 65_535:
         return False
     if head_dim % 8 or value_dim % 8 or max(head_dim, value_dim) > 256:
@@ -176,7 +180,7 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention by the chosen kernel: what PyTorch does around it, in its order.
+    """Attention by the chosen backend, with the operators that PyTorch calls around its kernel.
 
     Source: ``aten/src/ATen/native/transformers/attention.cpp``,
     ``scaled_dot_product_attention``.
@@ -249,7 +253,7 @@ def _efficient(
 
 
 def _first(outputs: Iterable[Any]) -> Tensor:
-    """The first of the outputs; the others are dropped in order, as C++ does, unlike Python."""
+    """The first of the outputs. The others are freed in order, as C++ does, unlike Python."""
     output: Tensor
     output, *others = outputs
     del outputs
@@ -259,7 +263,7 @@ def _first(outputs: Iterable[Any]) -> Tensor:
 
 
 def _additive(mask: Tensor, query: Tensor) -> Tensor:
-    """The mask as it is added to the scores; a boolean one in the type of the query."""
+    """The mask as it is added to the scores: a boolean mask becomes one of the type of the query."""
     if mask.dtype is not torch.bool:
         return mask
     zero, lowest = (
@@ -275,6 +279,6 @@ def _prepared_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     mask = _additive(mask, query)
     keys = mask.shape[-1]
     if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
-        # Rows must start at multiples of 8 elements: padded by 1 to 8 of them, then cut back.
+        # Rows must be aligned to 8 elements: the mask is padded by 1 to 8 of them, then sliced.
         mask = functional.pad(mask, (0, 8 - keys % 8))[..., :keys]
     return mask.expand(*query.shape[:3], key.shape[2])

@@ -1,9 +1,8 @@
-"""Autocast on the meta device, where PyTorch has none.
+"""Autocast for the meta device, which PyTorch does not support.
 
-PyTorch casts below Python and above autograd, for tensors that are on a GPU. Here the same casts
-are made as functions are called, by the lists of ``aten/src/ATen/autocast_mode.h`` (2.14): some
-functions compute in the lower precision, some in float32, some in the widest type that they are
-given, and some in float32 by an argument.
+PyTorch casts tensors of a GPU in C++, above autograd. This module makes the same casts when functions
+are called, by the lists of ``aten/src/ATen/autocast_mode.h`` (2.14): functions that compute in the
+lower precision, in float32, in the widest type of their arguments, or in float32 by an argument.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from llmmem.estimation.tracing.tensors import HALF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,14 +43,13 @@ WIDEST = _names(
     """addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put tensordot scatter_add cat
     stack"""
 )
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Autocast:
-    """Whether autocast is on, and the casts of weights that it keeps until it ends."""
+    """The state of autocast: its type, and the cast weights that it caches until it ends."""
 
     def __init__(self) -> None:
-        #: The lower precision; ``None`` while autocast is off.
+        #: The lower precision; ``None`` while autocast is disabled.
         self.dtype: torch.dtype | None = None
         self._depth = 0
         self._casts: dict[Tensor, Tensor] = {}
@@ -62,7 +62,7 @@ class Autocast:
         enabled: bool = True,
         cache_enabled: bool | None = None,
     ) -> Iterator[None]:
-        """``torch.autocast`` for the meta device, with the arguments of that."""
+        """``torch.autocast`` for the meta device, with the same arguments."""
         before = self.dtype
         self.dtype = (dtype or torch.float16) if enabled else None
         self._depth += 1
@@ -77,9 +77,9 @@ class Autocast:
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], run: Any
     ) -> Any:
-        """The result of `run`, which stands for `func`, with the arguments that autocast makes."""
+        """Call `run`, which stands for `func`, with the arguments that autocast casts."""
         __tracebackhide__ = True  # see `failures`
-        # PyTorch casts nothing where ``out`` is given.
+        # PyTorch casts nothing in calls with ``out``.
         if self.dtype is None or kwargs.get("out") is not None:
             return run(*args, **kwargs)
         name = getattr(func, "__name__", "")
@@ -93,7 +93,7 @@ class Autocast:
         try:
             return run(*listed, **named)
         finally:
-            # Dropped from the first on, as C++ does, unlike Python.
+            # Freed from the first to the last, as C++ does, unlike Python.
             while listed:
                 del listed[0]
 
@@ -107,7 +107,7 @@ class Autocast:
     def _cast(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
     ) -> tuple[list[Any], dict[str, Any]]:
-        # The last first, as compilers for x86-64 order the arguments of a call in C++.
+        # From the last to the first, as compilers for x86-64 evaluate the arguments of a C++ call.
         names = list(kwargs)[::-1]
         named = {name: self._casted(kwargs[name], dtype) for name in names}
         listed = [self._casted(value, dtype) for value in reversed(args)]
@@ -132,7 +132,7 @@ class Autocast:
         return self._casts[value]
 
     def _widest(self, args: tuple[Any, ...]) -> torch.dtype:
-        """float32 if any argument has it, else the lower precision."""
+        """float32 if an argument has that type, else the lower precision."""
         values = [item for value in args for item in (value if _is_list(value) else (value,))]
         is_float = any(_is_eligible(value) and value.dtype is torch.float32 for value in values)
         assert self.dtype is not None

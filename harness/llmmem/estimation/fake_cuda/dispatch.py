@@ -1,7 +1,7 @@
-"""Choices that PyTorch and its libraries make by looking at the device, made as on a GPU.
+"""Dispatch as on a GPU: what PyTorch and its libraries do differently for tensors on ``cuda``.
 
-They look whether a tensor is on ``cuda``, which tensors of the meta device are not. Everything here
-is in force only inside `gpu_choices`.
+They check whether a tensor is on ``cuda``, which tensors of the meta device are not. Everything in
+this module is active only inside `gpu_dispatch`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 
     from llmmem.estimation.tracing.tracer import Tracer
 
-# The release that computes an RMS norm in one kernel.
+# The first release that computes an RMS norm in one kernel.
 FUSED_RMS_NORM = (2, 9)
 
-__all__ = ["gpu_choices", "modes_in_backward", "replaced"]
+__all__ = ["gpu_dispatch", "modes_in_backward", "replaced"]
 
 
 @contextmanager
-def gpu_choices(tracer: Tracer) -> Iterator[TorchFunctionMode]:
-    """Attention, dropout, optimizers and clearing of the cache as on a GPU, while inside.
+def gpu_dispatch(tracer: Tracer) -> Iterator[TorchFunctionMode]:
+    """Dispatch attention, dropout, optimizers and the emptying of the cache as on a GPU.
 
-    Gives the mode that sees functions, for `modes_in_backward`.
+    Yields:
+        The function mode, for `modes_in_backward`.
     """
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
@@ -61,9 +62,10 @@ def gpu_choices(tracer: Tracer) -> Iterator[TorchFunctionMode]:
 
 @contextmanager
 def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
-    """Autograd's engine runs with the modes on, the last on top: they see what is recomputed there.
+    """Keep the modes active in autograd's engine, so that they see what checkpoints recompute.
 
-    `Tensor.backward` is a function that a mode sees, and a mode is off while it sees one.
+    The last mode is on top. They would be inactive otherwise: a mode is while it handles a function,
+    such as `Tensor.backward`.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -79,9 +81,9 @@ def modes_in_backward(*modes: TorchFunctionMode) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a module or an object has another value while inside."""
+    """Replace an attribute of a module or an object while inside."""
     missing = object()
-    before = vars(owner).get(name, missing)  # what is inherited is found again without it
+    before = vars(owner).get(name, missing)  # an inherited attribute is found again after deletion
     setattr(owner, name, value)
     try:
         yield
@@ -94,7 +96,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _autocast_for_meta(autocast: Autocast) -> Iterator[None]:
-    """What PyTorch and its libraries ask of autocast is answered for the meta device too."""
+    """Make PyTorch's functions for autocast support the meta device."""
     amp = torch.amp
     enter, is_available = amp.autocast, amp.is_autocast_available
     is_enabled, dtype_of = torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -127,7 +129,7 @@ def _autocast_for_meta(autocast: Autocast) -> Iterator[None]:
 
 @contextmanager
 def _emptying_cache(tracer: Tracer) -> Iterator[None]:
-    """`peft.prepare_model_for_kbit_training` empties the cache if CUDA is available: it is."""
+    """Let `peft.prepare_model_for_kbit_training` empty the cache, as it does if CUDA is available."""
     import peft
 
     prepare: Callable[..., Any] = peft.prepare_model_for_kbit_training
@@ -150,7 +152,7 @@ def _softmax_of_functional(
 
 
 def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A softmax of float16 in float32 is one kernel, which does without a copy in float32.
+    """A softmax of float16 in float32, which is one kernel without a copy in float32.
 
     Source: ``aten/src/ATen/native/SoftMax.cpp``, ``softmax``.
     """
@@ -172,7 +174,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy under autocast, which casts its parts: the log softmax keeps its input's type.
+    """Cross entropy under autocast, which casts its parts except the log softmax.
 
     Source: ``aten/src/ATen/native/LossNLL.cpp``, ``cross_entropy_loss``.
     """
@@ -204,7 +206,7 @@ def _cross_entropy(
     ignored = target == ignore_index
     smooth.masked_fill_(ignored, 0.0)
     counted = ~ignored
-    count = counted.sum()  # first, as compilers order the operands
+    count = counted.sum()  # first, as compilers evaluate the operands
     smooth = smooth.sum(dtype=torch.float32) / count
     share = label_smoothing / input.shape[classes]
     return (1 - label_smoothing) * likelihood + smooth * share
@@ -215,7 +217,7 @@ def _of_probabilities(
 ) -> Tensor:
     if label_smoothing > 0:
         target = target * (1 - label_smoothing) + label_smoothing / classes
-    # Held to the end, as what an expression makes in C++.
+    # Kept alive to the end, like temporaries of an expression in C++.
     product = logarithms * target
     summed = product.sum(dtype=torch.float32)
     negative = -summed
@@ -249,13 +251,13 @@ def _logits_loss(
 ) -> Tensor:
     if not input.is_meta or target.requires_grad:
         return torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
-    compute: Any = _LogitsLoss.apply  # which PyTorch 2.13 has no types for
+    compute: Any = _LogitsLoss.apply  # not typed in PyTorch 2.13
     loss: Tensor = compute(input, target, weight, pos_weight, reduction)
     return loss
 
 
 class _LogitsLoss(torch.autograd.Function):
-    """Its gradient is computed in place, which under a dispatch mode it is not.
+    """Computes the gradient in place, which PyTorch does not do under a dispatch mode.
 
     Source: ``torch/csrc/autograd/FunctionsManual.cpp``,
     ``binary_cross_entropy_with_logits_backward``.
@@ -289,7 +291,7 @@ def _ctc_loss(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Lengths are read from the device; only tensors of the meta device keep them as tensors.
+    """Read the lengths from the device, as PyTorch does for every device but meta.
 
     Source: ``aten/src/ATen/native/LossCTC.cpp``, ``ctc_loss``.
     """
@@ -303,7 +305,7 @@ def _ctc_loss(
 
 
 class _FunctionsAsOnGpu(TorchFunctionMode):
-    """Functions whose way depends on the device, seen before they are taken apart."""
+    """Replaces functions whose implementation depends on the device, before they are decomposed."""
 
     def __init__(self, tracer: Tracer, autocast: Autocast) -> None:
         super().__init__()
@@ -329,7 +331,7 @@ class _FunctionsAsOnGpu(TorchFunctionMode):
             Tensor.__setitem__: _set_item,
             nn.init.kaiming_uniform_: _kaiming_uniform_,
         }
-        if hasattr(functional, "linear_cross_entropy"):
+        if hasattr(functional, "linear_cross_entropy"):  # since PyTorch 2.13
             chunked = functional.linear_cross_entropy
             self._substitutes[chunked] = partial(_inexact, tracer, chunked)
 
@@ -355,7 +357,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if query.dim() != 4:  # by PyTorch 2.14 not always the math kernel
+    if query.dim() != 4:  # PyTorch 2.14 does not always use the math backend
         tracer.inexact.add("scaled_dot_product_attention of other than 4 dimensions")
     backend = choose_backend(query, key, value, attn_mask, dropout_p, is_causal, tracer.gpu)
     tracer.attention_backends.add(backend)
@@ -363,13 +365,13 @@ def _attention(
 
 
 def _inexact(tracer: Tracer, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What its kernels allocate is not known exactly; the trace says so."""
+    """Run a function whose kernels allocate an unknown workspace, which the trace then reports."""
     tracer.inexact.add(f"torch.nn.functional.{function.__name__}")
     return function(*args, **kwargs)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Where rows do not lie together the bias is added in place, but under a dispatch mode is not.
+    """Add the bias of a non-contiguous input in place, which a dispatch mode prevents.
 
     Source: ``aten/src/ATen/native/Linear.cpp``, ``linear``.
     """
@@ -384,20 +386,20 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """One kernel where the weights have the input's type, but under a dispatch mode its parts.
+    """Run one kernel if the weights have the input's type; a dispatch mode sees a composition.
 
     Source: ``aten/src/ATen/native/layer_norm.cpp``, ``rms_norm``, of PyTorch 2.9 and later.
     """
     is_fused = torch.__version__ >= FUSED_RMS_NORM and input.is_meta  # type: ignore[operator]
     if not is_fused or (weight is not None and weight.dtype is not input.dtype):
         return functional.rms_norm(input, normalized_shape, weight, eps)
-    compute: Any = _FusedRmsNorm.apply  # which PyTorch 2.13 has no types for
+    compute: Any = _FusedRmsNorm.apply  # not typed in PyTorch 2.13
     output: Tensor = compute(input, normalized_shape, weight)
     return output
 
 
 class _FusedRmsNorm(torch.autograd.Function):
-    """Its operator is made of others on the meta device, which a GPU does not run.
+    """Allocates as the fused kernel does; the meta device decomposes the operator.
 
     Source: ``aten/src/ATen/native/cuda/layer_norm_kernel.cu``, ``_fused_rms_norm_cuda`` and
     ``_fused_rms_norm_backward_cuda``.
@@ -434,7 +436,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 def _plain_dropout(input: Tensor, p: float, train: bool) -> Tensor:
-    # Where a GPU does both in one kernel, with a mask of one byte an element.
+    # A GPU computes mask and output in one kernel, with a mask of one byte per element.
     if train and 0 < p < 1 and input.numel():
         output: Tensor = torch.native_dropout(input, p, train)[0]
         return output
@@ -446,28 +448,28 @@ def _tensor(tracer: Tracer, data: Any, *args: Any, **kwargs: Any) -> Tensor:
         data = _numbers(data)
     args = (data, *args)
     tensor = torch.tensor(*args, **kwargs)
-    # Made without an operator that a dispatch mode sees; a model's skeleton is not to be seen.
+    # No dispatch mode sees an operator here. Without the tracer, the tensor is part of a skeleton.
     if tracer in _get_current_dispatch_mode_stack():
-        tracer.born(tensor)
+        tracer.allocate(tensor)
         if tensor.is_meta and tensor.numel():
-            tracer.known.learn(tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"})))
+            tracer.host_values.learn(tensor, torch.tensor(*args, **(kwargs | {"device": "cpu"})))
     return tensor
 
 
 def _numbers(data: Any) -> Any:
-    """Nested data with numbers for the tensors in it, which are read where a mode sees it."""
+    """Nested data with its device tensors read as numbers, while modes are active."""
     if isinstance(data, list | tuple):
         return [_numbers(item) for item in data]
     return data.tolist() if isinstance(data, Tensor) and data.is_meta else data
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
-    # A number comes from the host, where only for CUDA it stays: the kernel is told it.
+    # A number is a tensor of the host, which CUDA kernels take as an argument.
     if isinstance(value, int | float) and tensor.device.type == "meta":
         value = torch.tensor(value, dtype=tensor.dtype)
     tensor[index] = value
 
 
 def _kaiming_uniform_(tensor: Tensor, **options: Any) -> Tensor:
-    # It takes no memory: there are no values to draw, which takes time for each layer of an adapter.
+    # The device has no values to draw; skipping them saves time for each layer of an adapter.
     return tensor if tensor.is_meta else nn.init.kaiming_uniform_(tensor, **options)

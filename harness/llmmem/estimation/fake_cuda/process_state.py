@@ -1,4 +1,4 @@
-"""What a program sets for the whole process, put back in the end."""
+"""Restores the settings that a program changes for the whole process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["process_state_kept"]
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Seeds, settings of PyTorch, the environment and accelerate's state are as before."""
+    """Restore seeds, settings of PyTorch, the environment and accelerate's state at the end."""
     environment = dict(os.environ)
     seeds, numpy_seeds = random.getstate(), np.random.get_state()
     settings = _settings()
@@ -39,7 +39,7 @@ def process_state_kept() -> Iterator[None]:
 
 
 def _shared_states() -> Mapping[str, dict[str, Any]]:
-    """The process-wide state of accelerate, where it is imported."""
+    """The process-wide state of accelerate; empty if it is not imported."""
     module = sys.modules.get("accelerate.state")
     names = ("AcceleratorState", "GradientState", "PartialState")
     return {name: getattr(module, name)._shared_state for name in names} if module else {}
@@ -59,7 +59,7 @@ def _settings() -> tuple[Any, ...]:
 def _set(settings: tuple[Any, ...]) -> None:
     deterministic, warn_only, cudnn_deterministic, benchmark, dtype, grad = settings
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    # Tests can forbid setting these flags (`torch.backends.disable_global_flags`).
+    # `torch.backends.disable_global_flags` forbids setting these flags.
     if torch.backends.cudnn.deterministic != cudnn_deterministic:
         torch.backends.cudnn.deterministic = cudnn_deterministic
     if torch.backends.cudnn.benchmark != benchmark:

@@ -1,9 +1,8 @@
-"""CUDA as a program sees it, on the meta device: devices, the functions of ``torch.cuda``, values.
+"""Redirects CUDA to the meta device: devices, the functions of ``torch.cuda``, and addresses.
 
-Inside `cuda_redirected` a program that is written for a GPU runs on any build of PyTorch. What it
-puts on ``cuda`` goes to the meta device, where the tracer sees it, and says that it is on
-``cuda:0``; what it asks of the card is answered by the card of the catalogue and by the allocator's
-model.
+Inside `cuda_redirected` a program that is written for a GPU runs on any build of PyTorch. Tensors
+that it moves to ``cuda`` go to the meta device, where the tracer sees them, and report ``cuda:0`` as
+their device. Functions of ``torch.cuda`` describe the card of the catalogue and the allocator's model.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from torch.utils._device import _device_constructors as _constructors
 
 from llmmem.errors import UnsupportedError
 from llmmem.estimation.fake_cuda.dispatch import modes_in_backward, replaced
+from llmmem.estimation.tracing.tensors import META
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,25 +36,27 @@ if TYPE_CHECKING:
 __all__ = ["cuda_redirected"]
 
 CUDA = torch.device("cuda", 0)
-META = torch.device("meta")
 _CUDA_NAME = re.compile(r"cuda(:\d+)?")
-# Made of values on the host, without an operator that a dispatch mode sees.
+# Functions that create a tensor of values, without an operator that a dispatch mode sees.
 _FROM_VALUES = (torch.as_tensor, torch.asarray, Tensor.new_tensor)
 
 
 @contextmanager
 def cuda_redirected(
-    tracer: Tracer, choices: TorchFunctionMode, reset_peaks: Callable[[], object]
+    tracer: Tracer, dispatch: TorchFunctionMode, reset_peaks: Callable[[], object]
 ) -> Iterator[list[str]]:
-    """Run what is inside as if the tracer's card were in this machine.
+    """Run the code inside as if the tracer's card were in this machine.
 
-    Gives the names of what was called that a run would have compiled with ``torch.compile``.
-    `gpu_choices` must be in force: autocast for ``cuda`` becomes what that makes of it.
+    `gpu_dispatch` must be active: autocast for ``cuda`` uses its autocast for the meta device.
 
     Args:
-        tracer: Sees what is put on the device.
-        choices: What `gpu_choices` gave: it is to see devices as they are.
+        tracer: Traces tensors on the device.
+        dispatch: The mode of `gpu_dispatch`, which sees tensors on the meta device.
         reset_peaks: Called instead of ``torch.cuda.reset_peak_memory_stats``.
+
+    Yields:
+        The names of functions and modules that were called, and that ``torch.compile`` would have
+        compiled in a run.
     """
     with ExitStack() as stack:
         answers = _cuda_answers(tracer, reset_peaks)
@@ -68,25 +70,25 @@ def cuda_redirected(
         stack.enter_context(_autocast_redirected())
         stack.enter_context(_checkpoints_compared())
         stack.enter_context(_nothing_pinned())
-        # It looks at its stream before a mode sees it.
+        # It checks its stream before a mode sees the call.
         stack.enter_context(replaced(Tensor, "record_stream", partial(_refuse_side_stream, tracer)))
         stack.enter_context(_storages_told_apart(tracer))
         stack.enter_context(_generators_redirected())
         compiled = stack.enter_context(_compiled_run_eagerly(tracer))
         stack.enter_context(_kernels_not_launched(tracer))
-        # Modules then move their parameters as between the host and a GPU: each stays the object
-        # that it is (see `_Redirection._set_data`).
+        # Modules then move their parameters as between the host and a GPU: the parameter objects stay
+        # the same (see `_Redirection._set_data`).
         stack.enter_context(
             replaced(torch, "_has_compatible_shallow_copy_type", lambda old, new: True)
         )
         redirection = stack.enter_context(_Redirection(tracer))
-        stack.enter_context(modes_in_backward(choices, redirection))
-        stack.enter_context(_saved_tensors_packed(choices, redirection))
+        stack.enter_context(modes_in_backward(dispatch, redirection))
+        stack.enter_context(_saved_tensors_packed(dispatch, redirection))
         yield compiled
 
 
 def _redirected(device: Any) -> Any:
-    """The meta device for any name of a CUDA device; whatever else it is stays."""
+    """The meta device for a CUDA device or its name; any other argument as it is."""
     if isinstance(device, torch.device):
         return META if device.type == "cuda" else device
     if isinstance(device, str):
@@ -95,33 +97,33 @@ def _redirected(device: Any) -> Any:
 
 
 def _redirected_argument(device: Any) -> Any:
-    """The same for what can only be a device, which may be told by its number."""
+    """The same for an argument that must be a device, and may be the index of a GPU."""
     is_number = isinstance(device, int) and not isinstance(device, bool)
     return META if is_number else _redirected(device)
 
 
 def _placement_of(device: Any) -> Placement | None:
-    """Where a program that asks for the device puts what it makes; ``None`` for the host."""
+    """Where tensors go that a program creates on the device; ``None`` for the host."""
     if str(device) == "meta":
         return "skeleton"
     return "device" if _redirected_argument(device) is META else None
 
 
 def _device_of_number(*args: Any, **kwargs: Any) -> torch.device:
-    """``torch.device``, for which a number alone is that of a GPU."""
+    """``torch.device``, for which a single number is the index of a GPU."""
     if len(args) == 1 and isinstance(args[0], int) and not kwargs:
         return torch.device("cuda", args[0])
     return torch.device(*args, **kwargs)
 
 
 class _Redirection(TorchFunctionMode):
-    """Sends what is meant for CUDA to the meta device, and lets tensors there say ``cuda:0``."""
+    """Redirects CUDA devices to the meta device, whose tensors report ``cuda:0`` as their device."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self._tracer = tracer
         self._substitutes: dict[Any, Callable[..., Any]] = {
-            # Names of devices, which are redirected where they are used.
+            # These return devices, which are redirected when they are used.
             torch.device: _device_of_number,
             torch._C._nn._parse_to: torch._C._nn._parse_to,
             Tensor.cuda: self._cuda,
@@ -162,14 +164,14 @@ class _Redirection(TorchFunctionMode):
         with nullcontext() if placement is None else self._tracer.placing(placement):
             out = func(*args, **kwargs)
             if func in _FROM_VALUES:
-                self._tracer.born(out)
+                self._tracer.allocate(out)
         return out
 
     def _is_cuda(self, tensor: Tensor) -> bool:
         return tensor.is_meta and not self._tracer.is_skeleton(tensor)
 
     def _movable(self, tensor: Tensor, placement: Placement) -> Tensor:
-        """The tensor, or what stands for it where PyTorch sees no move: meta is meta."""
+        """The tensor, or a new one if PyTorch would see no move, as both devices are meta."""
         if not tensor.is_meta or self._tracer.is_skeleton(tensor) == (placement == "skeleton"):
             return tensor
         if placement == "device":
@@ -199,7 +201,7 @@ class _Redirection(TorchFunctionMode):
         return format(value, spec)
 
     def _set_data(self, tensor: Tensor, value: Tensor) -> None:
-        """``tensor.data = value``, which PyTorch allows between the host and CUDA only."""
+        """``tensor.data = value``, which PyTorch supports between the host and CUDA only."""
         if tensor.is_meta == value.is_meta:
             tensor.data = value
             return
@@ -215,7 +217,7 @@ class _Redirection(TorchFunctionMode):
         vars(new).update(vars(tensor))
         torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
         if gradient is not None:
-            # A gradient lies where its tensor does: it is moved here, and then by the module no more.
+            # A gradient is on the device of its tensor: it moves here, and the module finds it moved.
             with self._tracer.placing("skeleton" if self._tracer.is_skeleton(value) else "device"):
                 moved = torch.empty_like(gradient, dtype=value.dtype, device=value.device)
             torch.utils.swap_tensors(gradient, moved)  # type: ignore[no-untyped-call]
@@ -223,7 +225,11 @@ class _Redirection(TorchFunctionMode):
 
 
 def _check_moved_by_module() -> None:
-    """Raise an error unless ``Module._apply`` moves a parameter, which moves its gradient next."""
+    """Raise an error unless the caller is ``Module._apply``, which moves the gradient next.
+
+    Raises:
+        UnsupportedError: The program itself has set the data of a parameter.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
@@ -242,10 +248,10 @@ def _refuse_side_stream(tracer: Tracer, *_: object) -> None:
 
 @contextmanager
 def _default_device_redirected() -> Iterator[None]:
-    """``torch.set_default_device``, undone in the end.
+    """Redirect ``torch.set_default_device``, and restore the default device at the end.
 
-    It enters a mode below all others, which must be told where a GPU's tensors go. What ``with
-    torch.device("cuda")`` puts on top is seen by `_Redirection`.
+    It enters a mode below all others, whose device must be redirected. The mode of ``with
+    torch.device("cuda")`` is above `_Redirection`, which sees its calls.
     """
     enter = DeviceContext.__enter__
     before = torch.get_default_device()
@@ -264,7 +270,7 @@ def _default_device_redirected() -> Iterator[None]:
 
 
 def _default_placement() -> Placement | None:
-    """Where what is made goes if it is not said."""
+    """Where tensors go that are created without a device."""
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if isinstance(mode, DeviceContext):
             return getattr(mode, "placement", None)
@@ -273,7 +279,7 @@ def _default_placement() -> Placement | None:
 
 @contextmanager
 def _autocast_redirected() -> Iterator[None]:
-    """Autocast for CUDA becomes autocast for the meta device, under all names of the class."""
+    """Redirect autocast for CUDA to autocast for the meta device, under all names of the class."""
     autocast = torch.amp.autocast_mode.autocast
     enter, leave, on_meta = autocast.__enter__, autocast.__exit__, torch.autocast
     inside: list[Any] = []
@@ -299,18 +305,18 @@ def _autocast_redirected() -> Iterator[None]:
 
 @contextmanager
 def _checkpoints_compared() -> Iterator[None]:
-    """What is recomputed is compared with what was saved, of which no mode was told."""
+    """Let checkpoints compare recomputed tensors with saved ones, which no function mode saw."""
     extractors = checkpoint._allowed_determinism_checks_to_fns
     before = dict(extractors)
 
-    def unseen(extract: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        def extract_unseen(tensor: Tensor) -> Any:
+    def without_modes(extract: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def extract_without_modes(tensor: Tensor) -> Any:
             with torch._C.DisableTorchFunction():
                 return extract(tensor)
 
-        return extract_unseen
+        return extract_without_modes
 
-    extractors.update({name: unseen(extract) for name, extract in before.items()})
+    extractors.update({name: without_modes(extract) for name, extract in before.items()})
     try:
         yield
     finally:
@@ -319,7 +325,7 @@ def _checkpoints_compared() -> Iterator[None]:
 
 @contextmanager
 def _storages_told_apart(tracer: Tracer) -> Iterator[None]:
-    """Storages on the device have addresses, by which libraries find tensors that share one."""
+    """Give storages on the device addresses, by which libraries find tensors that share storage."""
     address = torch.UntypedStorage.data_ptr
 
     def address_of(storage: torch.UntypedStorage) -> int:
@@ -331,14 +337,14 @@ def _storages_told_apart(tracer: Tracer) -> Iterator[None]:
 
 
 class _Generator(torch.Generator):
-    """A generator that says it is on the GPU: what it draws there has no values."""
+    """A generator that reports the GPU as its device, where numbers have no values."""
 
     device = CUDA
 
 
 @contextmanager
 def _generators_redirected() -> Iterator[None]:
-    """``torch.Generator(device="cuda")`` needs a driver: one of the host stands for it."""
+    """Replace ``torch.Generator(device="cuda")``, which needs a driver, by one of the host."""
     made = torch.Generator
 
     class Generator(made):  # type: ignore[misc,valid-type]
@@ -356,10 +362,10 @@ def _generators_redirected() -> Iterator[None]:
 
 @contextmanager
 def _saved_tensors_packed(*modes: TorchFunctionMode) -> Iterator[None]:
-    """Hooks on saved tensors see devices as the program does.
+    """Keep the modes active in hooks on saved tensors.
 
-    Autograd calls them from within operators, where function modes are off. Those of checkpoints,
-    which move nothing, stay as they are.
+    Autograd calls the hooks within operators, where function modes are inactive. The hooks of
+    checkpoints move no tensors and stay as they are.
     """
     hooks = torch.autograd.graph.saved_tensors_hooks
     initialize = hooks.__init__
@@ -386,19 +392,19 @@ def _saved_tensors_packed(*modes: TorchFunctionMode) -> Iterator[None]:
 
 @contextmanager
 def _nothing_pinned() -> Iterator[None]:
-    """Data loaders give their batches as they are: their threads see no mode."""
+    """Let data loaders skip the pinning of memory, which their threads do without any mode."""
     from torch.utils.data._utils import pin_memory
 
     with replaced(pin_memory, "pin_memory", lambda data, device=None: data):
         yield
 
 
-#: PyTorch's own switches: with one of them a run compiles nothing either.
+#: With one of these variables of PyTorch set to 1, a run does not compile either.
 _COMPILE_SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
 
 
 def _is_higher_order(function: Any) -> bool:
-    """Whether PyTorch gives it to ``torch.compile`` itself, wherever a program calls it eagerly."""
+    """Whether it is flex attention or a higher-order operator, which PyTorch itself compiles."""
     module = getattr(function, "__module__", None) or ""
     name = getattr(function, "__name__", "")
     is_flex = module == "torch.nn.attention.flex_attention" and "flex_attention" in name
@@ -406,7 +412,7 @@ def _is_higher_order(function: Any) -> bool:
 
 
 def _refuse_higher_order(tracer: Tracer, *_: object, **__: object) -> None:
-    """Under a mode such an operator has no gradient: autograd would end the process."""
+    """Refuse an operator that has no gradient under a mode: autograd would end the process."""
     tracer.refuse(
         "flex_attention and other higher-order operators (torch.cond, while_loop) cannot be "
         "traced: run it with llmmem exec"
@@ -415,9 +421,10 @@ def _refuse_higher_order(tracer: Tracer, *_: object, **__: object) -> None:
 
 @contextmanager
 def _compiled_run_eagerly(tracer: Tracer) -> Iterator[list[str]]:
-    """Run eagerly what is, or has been, given to ``torch.compile``, and list what was called.
+    """Run compiled functions and modules eagerly, also those that were compiled before.
 
-    Nothing is listed where PyTorch's own switch has a run do the same.
+    Yields:
+        The names of those that were called; none if a variable of PyTorch disables compilation.
     """
     called: list[str] = []
     hooks: list[Any] = []
@@ -449,7 +456,7 @@ def _compiled_run_eagerly(tracer: Tracer) -> Iterator[list[str]]:
             hooks.append(module.register_forward_pre_hook(on_call))
 
     def callback_of(callback: Any) -> None:
-        """What runs what was compiled before: nothing, as in the stance ``force_eager``."""
+        """No callback for compiled code, as in the stance ``force_eager``; lists the call."""
         if callable(callback) and not is_disabled:
             called.append("a function")
 
@@ -468,9 +475,9 @@ def _compiled_run_eagerly(tracer: Tracer) -> Iterator[list[str]]:
 
 @contextmanager
 def _kernels_not_launched(tracer: Tracer) -> Iterator[None]:
-    """Kernels of Triton write to what the program has allocated, and are not run.
+    """Do not run kernels of Triton, which write to tensors that the program has allocated.
 
-    Nor is anything timed to tune them: what that takes of memory is taken once, before the step.
+    Kernels are not tuned either: a run takes memory for that once, before the step.
     """
     if find_spec("triton") is None:
         yield
@@ -481,7 +488,7 @@ def _kernels_not_launched(tracer: Tracer) -> Iterator[None]:
         with torch._C.DisableTorchFunction():
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor):
-                    tracer.known.forget(value.untyped_storage()._cdata)
+                    tracer.host_values.forget(value.untyped_storage()._cdata)
 
     with ExitStack() as stack:
         for owner in (Autotuner, Heuristics, JITFunction):
@@ -551,7 +558,7 @@ def _cuda_answers(tracer: Tracer, reset_peaks: Callable[[], object]) -> Mapping[
 
 
 class _Statistics(dict[str, int]):
-    """Those of the allocator that its model keeps."""
+    """The statistics of the allocator that its model keeps."""
 
     def __init__(self, known: dict[str, int], tracer: Tracer) -> None:
         super().__init__(known)
@@ -589,7 +596,7 @@ _ACCELERATOR_MEMORY = (
 
 
 def _accelerator_answers(answers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of ``torch.accelerator``, which says much of what ``torch.cuda`` says by the same names."""
+    """The functions of ``torch.accelerator``, most of which ``torch.cuda`` has by the same names."""
     return {
         **{name: answers[name] for name in _ACCELERATOR_MEMORY},
         "get_memory_info": answers["mem_get_info"],
@@ -608,7 +615,7 @@ def _do_nothing(*args: object, **kwargs: object) -> None:
 
 
 def _graphs_refused(tracer: Tracer) -> type:
-    """A class: a CUDA graph keeps what is allocated in its capture in a pool of its own."""
+    """A class that refuses CUDA graphs, which allocate from a memory pool of their own."""
 
     class Graph:
         def __init__(self, *args: object, **kwargs: object) -> None:
@@ -618,7 +625,7 @@ def _graphs_refused(tracer: Tracer) -> type:
 
 
 class _Stream:
-    """A stream on which all is done."""
+    """A stream whose work has completed."""
 
     device = CUDA
     cuda_stream = 0
@@ -644,7 +651,7 @@ class _Stream:
 
 
 class _Event:
-    """An event that has happened; an estimate has no clock."""
+    """An event that has occurred; an estimate measures no time."""
 
     record = wait = synchronize = _do_nothing
 

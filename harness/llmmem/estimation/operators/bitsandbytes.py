@@ -1,8 +1,8 @@
-"""bitsandbytes on the meta device: its own CUDA code, with the compiled library left out.
+"""bitsandbytes on the meta device: the Python code of its CUDA backend, without the compiled library.
 
-The Python half of bitsandbytes' CUDA backend allocates all that its kernels need, and picks the
-kernels by the card. It is loaded here under a name of its own, with a library whose functions do
-nothing, so that a trace takes the road of a GPU on any build of PyTorch.
+The Python code allocates everything that the kernels need, and picks kernels by the card. It is
+loaded under another module name and with a library whose functions do nothing, so that a trace
+runs the code of a GPU on any build of PyTorch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["bitsandbytes_as_on_gpu", "bitsandbytes_handlers", "quantize_on_meta"
 
 
 class _NoLibrary:
-    """A library with every function, none of which does anything."""
+    """A library that has every function; none of them does anything."""
 
     compiled_with_cuda = True
 
@@ -45,7 +45,7 @@ class _NoLibrary:
 
 
 class _NoContexts:
-    """In place of the handles of cuBLASLt, which the library alone would use."""
+    """Replaces the handles of cuBLASLt, which only the library uses."""
 
     @classmethod
     def get_instance(cls) -> _NoContexts:
@@ -61,7 +61,7 @@ def bitsandbytes_handlers(gpu: Gpu) -> dict[Any, Handler]:
 
     backends = Path(bitsandbytes.__file__).parent / "backends"
     kernels: dict[str, Callable[..., Any]] = {}
-    # Where CUDA has no kernel of its own, the default one serves it.
+    # Operators without a CUDA kernel use the default one.
     _load(backends / "default" / "ops.py", "default", kernels)
     cuda = _load(backends / "cuda" / "ops.py", "cuda", kernels)
     vars(cuda).update(
@@ -80,7 +80,7 @@ def _operator(name: str) -> Any:
 
 
 def _load(path: Path, backend: str, kernels: dict[str, Callable[..., Any]]) -> ModuleType:
-    """Run a backend's source as a module of its own, and note the kernels that it registers."""
+    """Run the source of a backend as a separate module, and collect the kernels that it registers."""
     import bitsandbytes._ops
     import bitsandbytes.cextension
 
@@ -113,10 +113,10 @@ def _handler(kernel: Callable[..., Any]) -> Handler:
 
 @contextmanager
 def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
-    """Make bitsandbytes do as in a process of its own with a GPU, while inside.
+    """Make bitsandbytes behave as in a fresh process with a GPU.
 
-    Its tables, kept per process, are empty at first. Paged tensors are memory that the driver
-    manages: outside of the caching allocator.
+    The tables that it keeps for the process are empty at first. Paged tensors are managed by the
+    driver and lie outside of the caching allocator.
     """
     from bitsandbytes import functional
     from bitsandbytes.nn.modules import Params4bit
@@ -132,7 +132,7 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
 
     move = Params4bit.to
 
-    def quantized_by_moving(parameter: Any, *args: Any, **kwargs: Any) -> Any:
+    def quantized_by_move(parameter: Any, *args: Any, **kwargs: Any) -> Any:
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
         is_to_cuda = device is not None and device.type == "cuda"
         if is_to_cuda and parameter.device.type == "cpu" and not parameter.bnb_quantized:
@@ -146,25 +146,30 @@ def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
         replaced(functional, "get_paged", get_paged),
         replaced(functional, "fill", without_kernel),
         replaced(functional, "prefetch_tensor", without_kernel),
-        replaced(Params4bit, "to", quantized_by_moving),
+        replaced(Params4bit, "to", quantized_by_move),
     ):
         yield
 
 
 @torch.no_grad()
 def quantize_on_meta(layers: list[nn.Module], linear: nn.Module, device: torch.device) -> None:
-    """What ``linear.to(device)`` does on a GPU to a layer of bitsandbytes on the host.
+    """Quantize a layer of bitsandbytes on the host as ``linear.to(device)`` does on a GPU.
 
-    Moving to the meta device does not quantize, so the steps of ``Params4bit._quantize`` and
-    ``Int8Params._quantize`` are taken here. A layer and its 4-bit parameter hold each other, so
-    that they stay when the model goes; here the list of layers, to which it is added, holds it.
+    A move to the meta device does not quantize, so this function takes the steps of
+    ``Params4bit._quantize`` and ``Int8Params._quantize``. A layer and its 4-bit parameter refer to
+    each other, so both outlive the model. Here the list of layers keeps the layer alive instead.
+
+    Args:
+        layers: Gets the layer, if it has 4-bit parameters.
+        linear: The layer.
+        device: The device on which the quantized weights are allocated.
     """
     from bitsandbytes.nn.modules import Int8Params, Params4bit
 
     for name, parameter in list(linear.named_parameters(recurse=False)):
         if isinstance(parameter, Params4bit):
             _quantize_4bit(parameter, device)
-            # A reference in a cycle would do the same, and its search takes a tenth of a trace.
+            # A cycle would have the same effect, but collecting it takes a tenth of the trace.
             parameter.module = weakref.proxy(linear)
             layers.append(linear)
         elif isinstance(parameter, Int8Params):
@@ -175,7 +180,7 @@ def quantize_on_meta(layers: list[nn.Module], linear: nn.Module, device: torch.d
 
 
 def _quantized_anew(parameter: Any, device: torch.device, tracer: Tracer) -> Any:
-    """A quantized parameter in place of one on the host, which cannot become it."""
+    """A quantized parameter that replaces one of the host, which cannot be quantized in place."""
     with tracer.outside_allocator(), torch._C.DisableTorchFunction():
         host = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
     quantized = type(parameter)(
@@ -212,7 +217,7 @@ def _quantize_4bit(parameter: Any, device: torch.device) -> None:
 def _quantize_int8(parameter: Any, device: torch.device) -> None:
     import bitsandbytes
 
-    # The host casts: what arrives is in float16.
+    # The host casts, and the copy on the device is in float16.
     copy = torch.empty(parameter.shape, dtype=torch.float16, device=device)
     quantized, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(copy)
     parameter.data = quantized

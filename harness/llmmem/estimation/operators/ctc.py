@@ -1,4 +1,4 @@
-"""The CTC loss on the meta device, which has no kernel of it."""
+"""The CTC loss, for which the meta device has no kernel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from llmmem.errors import UnsupportedError
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords, nbytes_of
+from llmmem.estimation.operators.workspaces import INDEX
 
 if TYPE_CHECKING:
-    from llmmem.estimation.tracing.tracer import Handler, Tracer
+    from llmmem.estimation.tracing.tracer import Tracer
 
-__all__ = ["CTC_HANDLERS"]
-
-INDEX = 8
+__all__ = ["ENTRIES"]
 
 
-def _forward(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _forward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``aten/src/ATen/native/cuda/LossCTC.cu``, ``ctc_loss_gpu_template``."""
     probabilities, targets, _, target_lengths = args[:4]
     if not probabilities.is_meta:
@@ -25,39 +25,40 @@ def _forward(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     blank = args[4] if len(args) > 4 else kwargs.get("blank", 0)
     if targets.dtype is torch.int32 and targets.dim() == 1 and blank == 0:
         raise UnsupportedError(
-            "ctc_loss of int32 targets may be computed by cuDNN, whose workspace is not known: use "
-            "int64 targets, or run it with llmmem exec"
+            "cuDNN may compute ctc_loss of int32 targets, and its workspace is not known: use int64 "
+            "targets, or run it with llmmem exec"
         )
     steps, batch = probabilities.shape[:2]
     longest = targets.shape[1] if targets.dim() > 1 else _longest(tracer, target_lengths)
-    with tracer.scratch(*3 * [INDEX * batch]):  # both lengths, and where targets begin
+    # The lengths of inputs and targets, and the offsets of targets.
+    with tracer.scratch(*3 * [INDEX * batch]):
         alpha = probabilities.new_empty((batch, steps, 2 * longest + 1))
-        tracer.born(alpha)
+        tracer.allocate(alpha)
         likelihood = probabilities.new_empty((batch,))
-        tracer.born(likelihood)
+        tracer.allocate(likelihood)
     return likelihood, alpha
 
 
 def _longest(tracer: Tracer, lengths: Any) -> int:
     if isinstance(lengths, Tensor):
-        with tracer.seeing_again():
+        with tracer.tracing_calls():
             lengths = lengths.cpu().tolist()
     return max(lengths, default=0)
 
 
-def _backward(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _backward(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``aten/src/ATen/native/cuda/LossCTC.cu``, ``ctc_loss_backward_gpu_template``."""
     probabilities, alpha = args[1], args[6]
     if not probabilities.is_meta:
         return func(*args, **kwargs)
-    sizes = *3 * [INDEX * probabilities.shape[1]], alpha.numel() * alpha.element_size()
+    sizes = *3 * [INDEX * probabilities.shape[1]], nbytes_of(alpha)
     with tracer.scratch(*sizes):
         gradient = torch.empty(probabilities.shape, dtype=probabilities.dtype, device="meta")
-        tracer.born(gradient)
+        tracer.allocate(gradient)
     return gradient
 
 
-CTC_HANDLERS: dict[Handler, str] = {
-    _forward: "_ctc_loss",
-    _backward: "_ctc_loss_backward.default _ctc_loss_backward.Tensor",
-}
+ENTRIES = (
+    Entry("_ctc_loss", _forward),
+    Entry("_ctc_loss_backward.default _ctc_loss_backward.Tensor", _backward),
+)

@@ -1,7 +1,7 @@
-"""What operators that go through cuSOLVER and cuFFT allocate beyond their outputs.
+"""Operators that use cuSOLVER and cuFFT.
 
-Neither library says how much memory its routines need. The sizes are those of the model that the
-simulated GPU has of them (``simgpu/csrc/api/cusolver.c`` and ``cufft.c``); the order is PyTorch's.
+Neither library documents how much memory its routines need. The sizes follow the simulated GPU's
+model of them (``simgpu/csrc/api/cusolver.c`` and ``cufft.c``); the order of allocations is PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from llmmem.errors import UnsupportedError
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords
 
 if TYPE_CHECKING:
-    from llmmem.estimation.tracing.tracer import Handler, Tracer
+    from llmmem.estimation.tracing.tracer import Tracer
 
-__all__ = ["LIBRARY_HANDLERS", "blocked_columns", "fft_work_area", "jacobi_elements"]
+__all__ = ["ENTRIES", "blocked_columns", "fft_work_area", "jacobi_elements"]
 
 #: Columns in a block of LAPACK's factorisations.
 BLOCK = 64
@@ -37,19 +38,19 @@ def blocked_columns(columns: int) -> int:
 
 
 def jacobi_elements(rows: int, columns: int) -> int:
-    """Elements of what the Jacobi method for singular values rotates: copies of its results."""
+    """Elements of the Jacobi method's workspace for singular values: copies of its results."""
     least = min(rows, columns)
     return rows * columns + least * least + rows + columns
 
 
 def fft_work_area(lengths: list[int], batch: int, itemsize: int, *, of_reals: bool) -> int:
-    """Bytes of the work area of a plan: the least that cuFFT documents, or the most.
+    """Bytes of the work area of a plan: the least size that cuFFT documents, or the largest.
 
     Args:
-        lengths: Of the transformed dimensions.
-        batch: How many transforms.
+        lengths: Lengths of the transformed dimensions.
+        batch: Number of transforms.
         itemsize: Bytes of a complex element.
-        of_reals: Half of the last dimension is kept.
+        of_reals: Whether input or output is real, so that half of the last dimension is kept.
 
     Source: cuFFT, "Fourier transform setup".
     """
@@ -68,32 +69,28 @@ def _largest_prime(number: int) -> int:
     return max(largest, number)
 
 
-def _singular_values(
-    tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _singular_values(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``.../linalg/BatchLinearAlgebraLib.cpp``, ``svd_cusolver``: the Jacobi method."""
     out = tracer.compute(func, args, kwargs)
     matrix = args[0]
     if not matrix.is_meta or not matrix.numel():
         return out
     if kwargs.get("driver") is not None:
-        raise UnsupportedError(
-            "a singular value decomposition by a driver of its own is not traced"
-        )
+        raise UnsupportedError("torch.linalg.svd with a driver cannot be traced")
     tracer.modelled_libraries.add("cuSOLVER")
     left, values, right = out
-    tracer.born([left, right, values])
+    tracer.allocate([left, right, values])
     rows, columns = matrix.shape[-2:]
     itemsize = matrix.element_size()
-    info = tracer.take(INT * _batch(matrix))
+    info = tracer.malloc(INT * _batch(matrix))
     with tracer.scratch(matrix.numel() * itemsize, jacobi_elements(rows, columns) * itemsize):
         pass
     _check_info(tracer, matrix)
-    tracer.give(*info)
+    tracer.free(*info)
     return out
 
 
-def _qr(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _qr(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Source: ``.../native/BatchLinearAlgebra.cpp``, ``linalg_qr_out``, and ``geqrf_kernel``."""
     out = tracer.compute(func, args, kwargs)
     matrix = args[0]
@@ -103,8 +100,8 @@ def _qr(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     rows, columns = matrix.shape[-2:]
     itemsize, batch = matrix.element_size(), _batch(matrix)
     orthogonal, triangular = out
-    tracer.born([orthogonal, triangular])
-    taus = tracer.take(batch * min(rows, columns) * itemsize)
+    tracer.allocate([orthogonal, triangular])
+    taus = tracer.malloc(batch * min(rows, columns) * itemsize)
     without_q = orthogonal.numel() == 0
     with tracer.scratch(matrix.numel() * itemsize if without_q else 0):
         if rows <= 256 and batch >= max(2, rows // 16):
@@ -119,7 +116,7 @@ def _qr(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             for _ in range(batch):
                 with tracer.scratch(blocked_columns(orthogonal.shape[-1]) * itemsize):
                     pass
-    tracer.give(*taus)
+    tracer.free(*taus)
     return out
 
 
@@ -128,15 +125,15 @@ def _batch(matrix: Tensor) -> int:
 
 
 def _check_info(tracer: Tracer, matrix: Tensor) -> None:
-    """Whether any factorisation failed: one boolean, and another where there is one matrix."""
+    """Take the booleans by which PyTorch checks for failures: one, and another for a single matrix."""
     with tracer.scratch(1, 1 if matrix.dim() == 2 else 0):
         pass
 
 
-def _fft(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A transform to reals destroys its input, which is copied.
+def _fft(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A transform to real numbers overwrites its input, which is therefore copied.
 
-    Source: ``aten/src/ATen/native/cuda/SpectralOps.cpp``, ``_exec_fft``: up to 3 dimensions.
+    Source: ``aten/src/ATen/native/cuda/SpectralOps.cpp``, ``_exec_fft``, for up to 3 dimensions.
     """
     out = tracer.run(func, args, kwargs)
     tensor, dims = args[:2]
@@ -155,8 +152,8 @@ def _fft(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return out
 
 
-LIBRARY_HANDLERS: dict[Handler, str] = {
-    _singular_values: "_linalg_svd.default",
-    _qr: "linalg_qr.default",
-    _fft: "_fft_r2c.default _fft_c2c.default _fft_c2r.default",
-}
+ENTRIES = (
+    Entry("_linalg_svd.default", _singular_values),
+    Entry("linalg_qr.default", _qr),
+    Entry("_fft_r2c.default _fft_c2c.default _fft_c2r.default", _fft),
+)

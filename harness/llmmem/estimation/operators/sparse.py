@@ -1,6 +1,6 @@
-"""Sparse tensors (COO) on the meta device: what is made of values at places, and added to others.
+"""Sparse tensors in COO format.
 
-The places and the values have blocks of their own; the sparse tensor that holds them has none.
+Their indices and their values take blocks of the allocator. The sparse tensor itself takes none.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmmem.estimation.operators.common import Arguments, Entry, Keywords
 from llmmem.estimation.operators.workspaces import FLOAT, INDEX
 
 if TYPE_CHECKING:
-    from llmmem.estimation.tracing.tracer import Handler, Tracer
+    from llmmem.estimation.tracing.tracer import Tracer
 
-__all__ = ["SPARSE_HANDLERS"]
+__all__ = ["ENTRIES"]
 
 aten = torch.ops.aten
 
 
-def _make(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _make(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     return func(*args, **kwargs)
 
 
-def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """To a dense tensor, in place: the places as one number each.
+def _add(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Add a sparse tensor to a dense one in place, with a buffer of linear indices.
 
-    Where the sum is of another type than the tensor, both it and the result are copied to that.
+    If the sum has another type than the dense tensor, that tensor and the result are copied to it.
 
     Source: ``aten/src/ATen/native/sparse/cuda/SparseCUDATensorMath.cu``,
     ``add_out_dense_sparse_cuda``.
@@ -40,8 +41,8 @@ def _add(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         return target
 
 
-def _mask(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The values of a dense tensor at the places of a sparse one: they times one.
+def _mask(tracer: Tracer, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """The values of a dense tensor at the indices of a sparse one, multiplied by ones.
 
     Source: ``aten/src/ATen/native/sparse/SparseTensor.cpp``, ``sparse_mask``.
     """
@@ -50,18 +51,18 @@ def _mask(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         return func(*args, **kwargs)
     count = mask._nnz()
     with tracer.scratch(FLOAT, count * dense.element_size()):
-        places = torch.empty_like(mask._indices())
+        indices = torch.empty_like(mask._indices())
         values = torch.empty(count, dtype=dense.dtype, device="meta")
-        tracer.born([places, values])
+        tracer.allocate([indices, values])
     make = aten._sparse_coo_tensor_with_dims_and_tensors.default
     return make(
-        mask.sparse_dim(), mask.dense_dim(), mask.shape, places, values,
+        mask.sparse_dim(), mask.dense_dim(), mask.shape, indices, values,
         dtype=dense.dtype, layout=torch.sparse_coo, device=torch.device("meta"),
     )  # fmt: skip
 
 
-SPARSE_HANDLERS: dict[Handler, str] = {
-    _make: "_sparse_coo_tensor_with_dims_and_tensors.default",
-    _add: "add_.Tensor",
-    _mask: "sparse_mask.default",
-}
+ENTRIES = (
+    Entry("_sparse_coo_tensor_with_dims_and_tensors.default", _make),
+    Entry("add_.Tensor", _add),
+    Entry("sparse_mask.default", _mask),
+)

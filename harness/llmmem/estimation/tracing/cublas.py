@@ -1,4 +1,4 @@
-"""The workspace that cuBLAS takes from PyTorch's allocator."""
+"""The workspace of cuBLAS, which PyTorch allocates."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What is known of the values on the device, where the meta device has none.
+"""Values of device tensors, kept on the host: the meta device has none.
 
-Ids, masks, labels and indices decide which way a program goes and how much it picks. Where values came
-from the host, or are made of constants, the CPU's own kernel of each operator tells what becomes of
-them. What follows from values that are not known is told by `llmmem.value_rules`, which the simulated
-GPU follows too (``simgpu/csrc/observer``).
+Token ids, masks, labels and indices determine a program's branches and the shapes of its tensors. If
+the values came from the host or consist of constants, the CPU kernel of each operator computes the
+values of its outputs. `llmmem.value_rules` says what follows from values that are not known; the
+simulated GPU follows the same rules (``simgpu/csrc/observer``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmmem.value_rules import (
-    MOST_FLOAT_BYTES,
-    MOST_INTEGER_BYTES,
-    RULES,
-    choices_setting,
-)
+from llmmem.estimation.tracing.tensors import tensors_in
+from llmmem.value_rules import MOST_FLOAT_BYTES, MOST_INTEGER_BYTES, RULES, choices_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GUESSED", "KNOWN", "UNKNOWN", "HostValues", "Values", "is_same"]
 
-# Marks of elements.
+# Marks of elements: not known, known, or a guess that follows from unknown values.
 UNKNOWN, KNOWN, GUESSED = 0, 1, 2
 
-#: From here on what is not known is small beside a number: what programs mask with.
+#: Programs mask with numbers of this size, beside which a value that is not known is small.
 HUGE = 1e8
-#: Arguments that say where elements are, and not which.
-PLACES = ("index", "indices", "mask", "condition")
-#: Operators that overwrite what they write to.
+#: Arguments that select elements, and are not elements themselves.
+SELECTING_ARGUMENTS = ("index", "indices", "mask", "condition")
+#: Operators that overwrite their first argument without reading it.
 OVERWRITING = ("copy_", "fill_", "zero_", "random_")
 
 aten = torch.ops.aten
@@ -45,12 +41,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The values of a tensor on the host, zero where they are not known.
+    """The values of a tensor on the host, with zero for those that are not known.
 
     Attributes:
-        values: Laid out as the tensor is, or one value expanded. Not to be changed.
+        values: A tensor with the strides of the device tensor, or a single value expanded. Must not
+            be modified.
         mark: `KNOWN` or `GUESSED`; `UNKNOWN` if some element is not known.
-        marks: Of each element, where not all are alike.
+        marks: The mark of each element, unless all are the same.
     """
 
     values: Tensor
@@ -58,9 +55,9 @@ class Values:
     marks: Tensor | None = None
 
 
-#: Elements of a constant whose outputs are remembered, at least, and how many of them are.
+#: Outputs of constants with at least so many elements are cached, and the size of that cache.
 LARGE = 1 << 16
-MOST_REMEMBERED = 8
+MOST_CACHED = 8
 
 
 class _UnknownError(Exception):
@@ -68,21 +65,21 @@ class _UnknownError(Exception):
 
 
 class HostValues:
-    """Values of tensors of the meta device, kept on the host for each storage as a whole."""
+    """The values of device tensors, kept for each storage as a whole."""
 
     def __init__(self) -> None:
-        self._flat: dict[int, Values] = {}  # of each storage, in one dimension
-        self._operators: dict[int, _Operator] = {}  # by id, which takes less than a hash does
-        self._of_constants: dict[Any, Any] = {}  # outputs of large constants, which are not changed
+        self._flat: dict[int, Values] = {}  # by storage, in one dimension
+        self._operators: dict[int, _Operator] = {}  # by id, which is faster than a hash
+        self._of_constants: dict[Any, Any] = {}  # outputs of large constants, never modified
         self._are_picks_even = choices_setting() == "even"
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """The tensor's values, on the host; ``None`` if one is not known. Not to be changed."""
+        """The tensor's values, which must not be modified; ``None`` unless all are known or guessed."""
         found = self.look_up(tensor)
         return None if found is None or found.mark == UNKNOWN else found.values
 
     def look_up(self, tensor: Tensor) -> Values | None:
-        """What is known of a tensor of the meta device; ``None`` if nothing is."""
+        """The values and marks of a device tensor; ``None`` if nothing is known of it."""
         if not self._flat or tensor.layout is not torch.strided:
             return None
         flat = self._flat.get(tensor.untyped_storage()._cdata)
@@ -90,65 +87,65 @@ class HostValues:
             return None
         if flat.values.dim() == 0:
             return Values(flat.values.expand(tensor.shape), flat.mark)
-        place = tensor.shape, tensor.stride(), tensor.storage_offset()
-        values = flat.values.as_strided(*place)
+        view = tensor.shape, tensor.stride(), tensor.storage_offset()
+        values = flat.values.as_strided(*view)
         if flat.marks is None:
             return Values(values, flat.mark)
-        marks = flat.marks.as_strided(*place)
-        return _summed_up(values, marks)
+        marks = flat.marks.as_strided(*view)
+        return _with_marks(values, marks)
 
     def learn(self, tensor: Tensor, values: Tensor, mark: int = KNOWN) -> None:
-        """From now on the tensor has these values, which nobody changes after."""
+        """Set the values of the tensor. The caller must not modify them afterwards."""
         self.write(tensor, Values(values, mark))
 
-    def write(self, tensor: Tensor, given: Values) -> None:
-        """From now on this is known of the tensor."""
+    def write(self, tensor: Tensor, new: Values) -> None:
+        """Set the values and marks of the tensor."""
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
         count = storage.nbytes() // tensor.element_size()
         if not count or not _has_values(tensor.dtype):
             return
-        if tensor.numel() and not given.values.numel():  # the host's kernel gives nothing there
+        if tensor.numel() and not new.values.numel():  # the CPU kernel returned nothing
             self.forget(storage._cdata)
             return
-        # Of elements that lie on each other, one is written.
+        # Elements that share memory are written once.
         is_repeated = [
             size > 1 and not stride
             for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         ]
         fills = tensor.numel() == count and not any(is_repeated)
-        is_uniform = fills and given.marks is None
-        if is_uniform and _is_constant(given.values):
-            one = given.values if given.values.dim() == 0 else given.values.flatten()[0]
-            self._flat[storage._cdata] = Values(one.to(tensor.dtype, copy=True), given.mark)
+        is_uniform = fills and new.marks is None
+        if is_uniform and _is_constant(new.values):
+            one = new.values if new.values.dim() == 0 else new.values.flatten()[0]
+            self._flat[storage._cdata] = Values(one.to(tensor.dtype, copy=True), new.mark)
             return
         if count * tensor.element_size() > _most_bytes(tensor.dtype):
             self.forget(storage._cdata)
             return
-        place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        view = tensor.shape, tensor.stride(), tensor.storage_offset()
         if is_uniform:
-            values = given.values.to(tensor.dtype).expand(tensor.shape)
+            values = new.values.to(tensor.dtype).expand(tensor.shape)
             if values.stride() != tensor.stride():
-                values = torch.empty(count, dtype=tensor.dtype).as_strided(*place).copy_(values)
-            self._flat[storage._cdata] = Values(values.as_strided((count,), (1,)), given.mark)
+                values = torch.empty(count, dtype=tensor.dtype).as_strided(*view).copy_(values)
+            self._flat[storage._cdata] = Values(values.as_strided((count,), (1,)), new.mark)
             return
         flat = None if fills else self._flat.get(storage._cdata)
         values, marks = _spread_out(flat, count, tensor.dtype)
         once = tuple(slice(0, 1) if repeated else slice(None) for repeated in is_repeated)
-        values.as_strided(*place)[once].copy_(given.values.expand(tensor.shape)[once])
-        marks.as_strided(*place)[once].copy_(_marks(given).expand(tensor.shape)[once])
+        values.as_strided(*view)[once].copy_(new.values.expand(tensor.shape)[once])
+        marks.as_strided(*view)[once].copy_(_marks(new).expand(tensor.shape)[once])
         self._flat[storage._cdata] = Values(values, UNKNOWN, marks)
 
     def forget(self, key: int) -> None:
-        """Nothing is known any more of a storage, by its ``_cdata``."""
+        """Forget the values of a storage, whose key is its ``_cdata``."""
         self._flat.pop(key, None)
 
-    # Following an operator.
+    # Following operators.
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Do on the host what the operator has done on the meta device."""
-        operator = self._operators.get(id(func)) or self._look_at(func)
+        """Compute on the host what the operator has done on the meta device."""
+        operator = self._operators.get(id(func)) or self._describe(func)
         if operator.is_ignored:
             return
         if type(out) is Tensor and not operator.is_mutable and not _is_small(out):
@@ -172,19 +169,19 @@ class HostValues:
                 self.write(item, values)
 
     def found(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
-        """The first output of an operator whose size depends on values; ``None`` if unknown."""
+        """The first output of an operator with a data-dependent shape; ``None`` if it is not known."""
         try:
             called = self._call(_operator(func), args, kwargs, zeros=False)
         except _UnknownError:
             return None
         return called[0] if called else None
 
-    def _look_at(self, func: Any) -> _Operator:
-        operator = self._operators[id(func)] = _operator(func)  # which keeps it, and so its id
+    def _describe(self, func: Any) -> _Operator:
+        operator = self._operators[id(func)] = _operator(func)  # keeps the id valid
         return operator
 
     def _may_be_known(self, operator: _Operator, args: tuple[Any, ...]) -> bool:
-        """Whether something can be said of large floats: of constants, and of what a number shifts."""
+        """Whether the output, large and of floats, can be known: if inputs are constants or shifted."""
         if operator.rule == "shift":
             return not (isinstance(args[1], Tensor) and args[1].dim())
         for value in args:
@@ -199,7 +196,7 @@ class HostValues:
     def _answers(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Sequence[Values | None] | None:
-        """What is known of the outputs, or of the arguments that are written to."""
+        """The values of the outputs, or of the arguments that the operator writes to."""
         rule = operator.rule
         if rule in ("random", "same"):
             return None
@@ -234,7 +231,7 @@ class HostValues:
         values = [*args, *(value for name, value in kwargs.items() if name not in operator.outs)]
         if operator.overwrites:
             none_on_device = not values.pop(0).is_meta
-        for tensor in _tensors_in(values):
+        for tensor in tensors_in(values):
             if not tensor.is_meta:
                 continue
             none_on_device = False
@@ -251,16 +248,16 @@ class HostValues:
     def _call(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], *, zeros: bool
     ) -> list[Any] | None:
-        """The outputs (or what is written to) by the CPU's kernel.
+        """The outputs, or the arguments that are written to, computed by the CPU kernel.
 
         Raises:
-            _UnknownError: A value is not known, and no zero may stand for it.
+            _UnknownError: A value is not known, and `zeros` does not allow zero in its place.
         """
-        taken = _Taken(self, zeros)
-        given = [taken.argument(operator, i, value) for i, value in enumerate(args)]
-        named = {name: taken.keyword(operator, name, value) for name, value in kwargs.items()}
-        if taken.is_large:
-            if not (taken.is_constant and operator.may_be_constant) or operator.is_mutable:
+        on_host = _HostArguments(self, zeros)
+        given = [on_host.argument(operator, i, value) for i, value in enumerate(args)]
+        named = {name: on_host.keyword(operator, name, value) for name, value in kwargs.items()}
+        if on_host.is_large:
+            if not (on_host.is_constant and operator.may_be_constant) or operator.is_mutable:
                 return None
             given = [_one_of(value) for value in given]
         try:
@@ -270,25 +267,25 @@ class HostValues:
         if operator.is_mutable:
             values = (*given, *(named.get(name) for name in operator.names[len(given) :]))
             return [
-                taken.outcome(value) if written else None
+                on_host.outcome(value) if written else None
                 for value, written in zip(values, operator.written, strict=True)
             ]
         outs = out if isinstance(out, tuple | list) else (out,)
-        return [Values(item, taken.mark) if isinstance(item, Tensor) else None for item in outs]
+        return [Values(item, on_host.mark) if isinstance(item, Tensor) else None for item in outs]
 
     def _computed(self, operator: _Operator, given: Sequence[Any], named: dict[str, Any]) -> Any:
-        """The operator's output on the host; each layer's mask of the same constants is one tensor."""
+        """The operator's output on the host, cached for large constants such as each layer's mask."""
         key = None if named or operator.is_mutable else _key_of_constants(operator, given)
         if key is None:
             return operator.func(*given, **named)
         if key not in self._of_constants:
-            if len(self._of_constants) >= MOST_REMEMBERED:
+            if len(self._of_constants) >= MOST_CACHED:
                 self._of_constants.clear()
             self._of_constants[key] = operator.func(*given)
         return self._of_constants[key]
 
     def _not_finite(self, tensors: Sequence[Tensor]) -> Values | None:
-        """One, if some number is known not to be finite; those that are not known read as zero."""
+        """One if a number is known not to be finite; numbers that are not known count as finite."""
         for tensor in tensors:
             seen = self.look_up(tensor)
             if seen is None or not tensor.numel():
@@ -336,7 +333,7 @@ class HostValues:
     def _filled(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Values | None] | None:
-        """One value all along, which a number tells, or the name."""
+        """A single value, which is an argument or follows from the operator's name."""
         bound = dict(zip(operator.names, args, strict=False)) | kwargs
         value = bound.get("fill_value", bound.get("value", int("ones" in operator.name)))
         if isinstance(value, Tensor):
@@ -346,7 +343,7 @@ class HostValues:
             value = found.item()
         return None if isinstance(value, complex) else [Values(torch.tensor(value), KNOWN)]
 
-    # What follows from values that are not known.
+    # Rules for values that are not known.
 
     def _drawn(
         self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
@@ -365,7 +362,7 @@ class HostValues:
     def _compare(
         self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
     ) -> Any:
-        """What is not known equals nothing but itself."""
+        """A value that is not known equals only itself."""
         differs = operator.rule == "unequal"
         left, right = args[:2]
         if isinstance(left, Tensor) and isinstance(right, Tensor) and is_same(left, right):
@@ -393,7 +390,7 @@ class HostValues:
     def _quantify(
         self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
     ) -> Any:
-        """Of what is not known, none is any, and all are."""
+        """Unknown values are false for ``any`` and true for ``all``."""
         is_all = operator.rule == "all"
         if not seen.some_known:
             return [_constant(is_all, GUESSED)]
@@ -404,22 +401,24 @@ class HostValues:
     def _convert(
         self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
     ) -> Any:
-        """To a boolean, what equals nothing is not zero."""
+        """An unknown value is true as a boolean: it does not equal zero."""
         is_bool = isinstance(out, Tensor) and out.dtype is torch.bool
         if operator.is_mutable or not is_bool or args[0].dtype is torch.bool:
             return None
         return [_constant(True, GUESSED)]
 
     def _move(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
-        """Elements that are moved take their marks along."""
+        """Elements move together with their marks."""
         if not seen.some_known:
             return None
-        taken = _Taken(self, zeros=False)
+        on_host = _HostArguments(self, zeros=False)
         values, marks, is_any = [], [], False
         for name, value in zip(operator.names, args, strict=False):
-            if name in PLACES or not (isinstance(value, Tensor) or _is_list_of_tensors(value)):
-                values.append(taken.value(value))
-                # What fills or pads is known.
+            if name in SELECTING_ARGUMENTS or not (
+                isinstance(value, Tensor) or _is_list_of_tensors(value)
+            ):
+                values.append(on_host.value(value))
+                # The value that fills or pads is known.
                 marks.append(KNOWN if name == "value" else values[-1])
                 is_any = is_any or name == "value"
                 continue
@@ -432,12 +431,12 @@ class HostValues:
         if not is_any:
             return None
         moved = operator.func(*marks)
-        return [_summed_up(operator.func(*values, **kwargs), moved)]
+        return [_with_marks(operator.func(*values, **kwargs), moved)]
 
     def _shift(
         self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
     ) -> Any:
-        """A sum with what is huge is that; of other numbers both have to be known."""
+        """A sum with a huge number is that number; otherwise both have to be known."""
         left, right = args[:2]
         number = self._number(right)
         is_huge = number is not None and abs(number) >= HUGE
@@ -458,20 +457,20 @@ class HostValues:
         marks = (known | huge).to(torch.uint8)
         if not bool(marks.any()):
             return None
-        return [_summed_up(operator.func(*map(_values, parts), **kwargs), marks)]
+        return [_with_marks(operator.func(*map(_values, parts), **kwargs), marks)]
 
     def _weigh(
         self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge
     ) -> Any:
-        """The weight of what is masked is zero."""
+        """The weight of a masked score is zero."""
         found = self.look_up(args[0]) if _is_small(args[0]) else None
         if found is None or found.marks is None:
             return None
         marks = found.values.le(-HUGE).to(torch.uint8)
-        return [_summed_up(torch.zeros_like(found.values), marks)]
+        return [_with_marks(torch.zeros_like(found.values), marks)]
 
     def _pick(self, operator: _Operator, args: Any, kwargs: Any, out: Any, seen: _Knowledge) -> Any:
-        """Picks out of scores that are not known are spread evenly (`llmmem.value_rules`)."""
+        """Choices by scores that are not known are spread evenly (`llmmem.value_rules`)."""
         bound = dict(zip(operator.names, args, strict=False)) | kwargs
         outs = out if isinstance(out, tuple | list) else (out,)
         if operator.rule == "pick" and len(outs) == 1 and not operator.name.startswith("arg"):
@@ -501,7 +500,7 @@ class HostValues:
     def _picked_partly(
         self, operator: _Operator, bound: dict[str, Any], scores: Tensor, dim: int
     ) -> list[Values | None] | None:
-        """Where some scores are known: what is not known is between -1 and 0, as a weight above."""
+        """Choices by partly known scores: an unknown score ranks between -1 and 0, a weight above 0."""
         are_weights = operator.name == "multinomial"
         found = self.look_up(scores)
         if found is None or found.marks is None or not (are_weights or operator.name == "topk"):
@@ -520,14 +519,14 @@ class HostValues:
         indices = ranked.topk(min(k, n), dim, largest).indices
         if are_weights:
             return [Values(indices, GUESSED)]
-        values = _summed_up(found.values.gather(dim, indices), found.marks.gather(dim, indices))
+        values = _with_marks(found.values.gather(dim, indices), found.marks.gather(dim, indices))
         return [values, Values(indices, GUESSED)]
 
     def _part(self, value: Any) -> Any:
-        """A tensor's values with its marks, zeros where nothing is known; a number as it is.
+        """A tensor's values and marks, with zeros for unknown values; a number as it is.
 
         Raises:
-            _UnknownError: It is too large to be looked at element by element.
+            _UnknownError: The tensor is too large for values of single elements.
         """
         if not isinstance(value, Tensor):
             return value
@@ -566,25 +565,25 @@ _OF_UNKNOWN: dict[Rule | str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Knowledge:
-    """What is known of the device inputs of an operator."""
+    """Whether the device inputs of an operator are known."""
 
     none_on_device: bool
     is_some_unknown: bool
     some_known: bool
 
 
-class _Taken:
-    """Arguments of an operator as they are on the host, and what that says of its outputs."""
+class _HostArguments:
+    """Replaces device tensors in an operator's arguments by their values, and collects their marks."""
 
-    def __init__(self, known: HostValues, zeros: bool) -> None:
-        self._known = known
+    def __init__(self, host_values: HostValues, zeros: bool) -> None:
+        self._host_values = host_values
         self._zeros = zeros
         self.mark = KNOWN
         self.is_large = False
         self.is_constant = True
 
     def argument(self, operator: _Operator, position: int, value: Any) -> Any:
-        """A positional argument; what is written to is a copy."""
+        """A positional argument; a copy, if the operator writes to it."""
         if not operator.written[position]:
             return self.value(value)
         if isinstance(value, list | tuple):
@@ -598,7 +597,7 @@ class _Taken:
         return self.value(value).clone()
 
     def value(self, value: Any) -> Any:
-        """An argument, or a nest of them, with known values for tensors of the meta device."""
+        """An argument or a nested list, with values in place of device tensors."""
         if isinstance(value, Tensor):
             return self._tensor(value) if value.is_meta else value
         if isinstance(value, tuple | list):
@@ -606,7 +605,7 @@ class _Taken:
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     def keyword(self, operator: _Operator, name: str, value: Any) -> Any:
-        """A keyword argument; what is written to (``out=``) is only that."""
+        """A keyword argument; an empty tensor, if the operator writes to it (``out=``)."""
         if name in operator.outs and isinstance(value, Tensor) and value.is_meta:
             if not _is_small(value):
                 raise _UnknownError
@@ -614,13 +613,13 @@ class _Taken:
         return self.value(value)
 
     def outcome(self, value: Any) -> Any:
-        """What an argument has become."""
+        """The values of an argument after the call."""
         if isinstance(value, list):
             return [self.outcome(item) for item in value]
         return Values(value, self.mark) if isinstance(value, Tensor) else None
 
     def _tensor(self, tensor: Tensor) -> Tensor:
-        found = self._known.look_up(tensor)
+        found = self._host_values.look_up(tensor)
         if found is None or found.mark == UNKNOWN:
             if tensor.numel() and not self._zeros:
                 raise _UnknownError
@@ -635,7 +634,7 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _Operator:
-    """What the schema of an operator says."""
+    """An operator and what follows from its schema."""
 
     func: Any
     name: str
@@ -689,13 +688,13 @@ def _is_small(tensor: Tensor) -> bool:
 
 
 def is_same(left: Tensor, right: Tensor) -> bool:
-    """Whether both are the same part of the same memory."""
+    """Whether both device tensors are the same view of the same storage."""
 
-    def place(tensor: Tensor) -> Any:
+    def view_of(tensor: Tensor) -> Any:
         key = tensor.untyped_storage()._cdata
         return key, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
-    return left.is_meta and right.is_meta and place(left) == place(right)
+    return left.is_meta and right.is_meta and view_of(left) == view_of(right)
 
 
 def _is_constant(values: Tensor) -> bool:
@@ -705,7 +704,7 @@ def _is_constant(values: Tensor) -> bool:
 
 
 def _key_of_constants(operator: _Operator, given: Sequence[Any]) -> Any:
-    """What tells a call with one large tensor of one value from others; ``None`` for other calls."""
+    """A key for a call with one large tensor of a single value; ``None`` for other calls."""
     tensor, *rest = given or [None]
     if not isinstance(tensor, Tensor) or tensor.numel() < LARGE or not _is_constant(tensor):
         return None
@@ -716,7 +715,7 @@ def _key_of_constants(operator: _Operator, given: Sequence[Any]) -> Any:
 
 
 def _one_of(value: Any) -> Any:
-    """One element of what is one value all along says it all where elements are taken one by one."""
+    """One element of a tensor of a single value, which is enough for a pointwise operator."""
     if not isinstance(value, Tensor) or not value.dim() or not value.numel():
         return value
     return value.as_strided([1] * value.dim(), [1] * value.dim())
@@ -736,8 +735,8 @@ def _marks(part: Values) -> Tensor:
     return torch.tensor(part.mark, dtype=torch.uint8).expand(part.values.shape)
 
 
-def _summed_up(values: Tensor, marks: Tensor) -> Values:
-    """Values with one mark, where all have the same or the least known is a guess."""
+def _with_marks(values: Tensor, marks: Tensor) -> Values:
+    """Values with a single mark if no element is unknown, else with a mark for each element."""
     if not marks.numel():
         return Values(values, KNOWN)
     if not bool(marks.all()):
@@ -746,7 +745,7 @@ def _summed_up(values: Tensor, marks: Tensor) -> Values:
 
 
 def _spread_out(flat: Values | None, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Values and marks of a whole storage, to be written to: copies, since storages share values."""
+    """Copies of the values and marks of a whole storage, to write to; storages may share values."""
     if flat is None or flat.values.dtype is not dtype:
         return torch.zeros(count, dtype=dtype), torch.zeros(count, dtype=torch.uint8)
     if flat.marks is None:
@@ -758,11 +757,3 @@ def _spread_out(flat: Values | None, count: int, dtype: torch.dtype) -> tuple[Te
 
 def _is_list_of_tensors(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
-
-
-def _tensors_in(values: Any) -> Any:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors_in(value)

@@ -1,6 +1,6 @@
-"""Outputs of operators on the meta device, remembered by what they depend on.
+"""A cache of the outputs of operators on the meta device.
 
-Most meta kernels are written in Python, and a model asks them the same questions in every layer.
+Most meta kernels are written in Python, and every layer of a model calls them with the same layouts.
 """
 
 from __future__ import annotations
@@ -10,41 +10,42 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llmmem.estimation.tracing.tensors import META, tensors_in
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Layout", "MetaCache", "key_of", "laid_out", "layout_of", "tensors_in"]
+__all__ = ["Layout", "MetaCache", "key_of", "laid_out", "layout_of"]
 
-META = torch.device("meta")
-#: Shape, strides and dtype of a tensor that owns its storage from the start.
+#: Shape, strides and dtype of a tensor that starts at the beginning of its own storage.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype]
-#: By all that the layout depends on; None where it is not all.
+#: Layouts by all that they depend on; None for outputs that are more than a layout.
 _Layouts: TypeAlias = dict[Any, Layout | None]
-#: Stands for what an operator has written to: it is given back.
+#: Stands for the first argument, which an operator has written to and returns.
 _FIRST_ARGUMENT: Layout = (torch.Size(), (), torch.uint8)
 
 
 class MetaCache:
-    """Runs operators, and lays out anew what an operator has already given for alike inputs.
+    """Runs operators, and builds their outputs from cached layouts when the inputs are alike.
 
-    The layout of an output depends on the operator, on the layouts of its inputs, on its other
-    arguments and on the default dtype. Only new tensors are laid out like that, and tensors that an
-    operator writes to and leaves as they lie are given back. Operators that give views are always
-    run, also those that give one without saying so, and so are those that see a tensor on the host,
-    a complex one, or one that may stand for a number (`_may_be_number`).
+    The layout of an output depends on the operator, the layouts of its inputs, its other arguments
+    and the default dtype. The cache holds operators that return one new tensor, and operators that
+    write to their first argument, keep its layout and return it. Operators that return a view are
+    always run, whether or not their schema says so. So are calls with a tensor on the host, a
+    complex tensor, or a tensor that may stand for a number (`_may_be_number`).
     """
 
     def __init__(self) -> None:
-        # By operator, and by its arguments; None for an operator that is always run. An operator
-        # is told by its id, which takes less than its hash does, and is kept so that it stays.
+        # By operator and arguments; None for an operator that is always run. The key of an operator
+        # is its id, which is faster than its hash; `_operators` keeps the ids valid.
         self._layouts: dict[int, _Layouts | None] = {}
         self._operators: list[Any] = []
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What ``func(*args, **kwargs)`` gives; functions that modes see are not called.
+        """Return ``func(*args, **kwargs)``, without calling ``func`` if its layout is cached.
 
         Raises:
-            RuntimeError: Tensors of the host and of the device meet, as they cannot on a GPU.
+            RuntimeError: The operator gets tensors of the host and of the device.
         """
         layouts = self._layouts[id(func)] if id(func) in self._layouts else self._begin(func)
         if layouts is None:
@@ -69,22 +70,23 @@ class MetaCache:
 
     def _begin(self, func: Any) -> _Layouts | None:
         self._operators.append(func)
-        is_remembered = _gives_one_new_tensor(func) or _writes_to_first_argument(func)
-        layouts: _Layouts | None = {} if is_remembered else None
+        is_cacheable = _returns_one_new_tensor(func) or _writes_to_first_argument(func)
+        layouts: _Layouts | None = {} if is_cacheable else None
         self._layouts[id(func)] = layouts
         return layouts
 
 
 def laid_out(layout: Layout) -> Tensor:
-    """A new tensor of the meta device."""
+    """A new tensor of the meta device with the layout."""
     shape, strides, dtype = layout
     return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
 
 def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Meta kernels may not look where their inputs are; CUDA's take numbers from the host alone.
+    """Check that all tensors with dimensions are on one device, which meta kernels may not do.
 
-    Indices may lie on either (`aten.index`).
+    CUDA kernels accept tensors of the host only if they have no dimensions. `aten.index` also
+    accepts indices of the host.
     """
     if func is torch.ops.aten.index.Tensor:
         return
@@ -95,8 +97,8 @@ def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
 
 
-def _gives_one_new_tensor(func: Any) -> bool:
-    """Whether the operator says that it changes nothing and gives a tensor that is no view."""
+def _returns_one_new_tensor(func: Any) -> bool:
+    """Whether the schema has no written arguments and returns one tensor that is not a view."""
     schema = func._schema
     return (
         not schema.is_mutable
@@ -106,7 +108,7 @@ def _gives_one_new_tensor(func: Any) -> bool:
 
 
 def _writes_to_first_argument(func: Any) -> bool:
-    """Whether the operator writes to its first argument alone, leaves it as it lies and gives it."""
+    """Whether the operator writes to its first argument only, keeps its layout and returns it."""
     arguments, returns = func._schema.arguments, func._schema.returns
     written = [argument for argument in arguments if argument.is_write]
     return (
@@ -118,7 +120,7 @@ def _writes_to_first_argument(func: Any) -> bool:
 
 
 def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """All that the output's layout depends on; None where that is not known."""
+    """A key of all arguments that the layout of the output depends on; None if one is unknown."""
     parts: list[Any] = [torch.get_default_dtype()]
     if not _describe(args, parts):
         return None
@@ -130,7 +132,11 @@ def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
-    """Add what the output's layout may depend on to the parts; whether all of it is known."""
+    """Append to `parts` what the output's layout may depend on.
+
+    Returns:
+        Whether the parts are complete.
+    """
     for value in values:
         if isinstance(value, Tensor):
             if not value.is_meta:
@@ -158,7 +164,7 @@ def _is_view_of_any(out: Tensor, inputs: Iterable[Tensor]) -> bool:
 
 
 def layout_of(out: Tensor, inputs: Iterable[Tensor]) -> Layout | None:
-    """How to lay out such an output anew; None if it is not all that its storage is for."""
+    """The layout of a new output; None if the layout alone does not determine the output."""
     inputs = list(inputs)
     if not out.is_meta or out.layout is not torch.strided or _may_be_number(inputs):
         return None
@@ -172,19 +178,10 @@ def layout_of(out: Tensor, inputs: Iterable[Tensor]) -> Layout | None:
 
 
 def _may_be_number(tensors: list[Tensor]) -> bool:
-    """Whether one is without dimensions, and none with dimensions has its dtype.
+    """Whether a tensor has no dimensions, and no tensor with dimensions has its dtype.
 
-    Such a tensor may stand for a number of the program (PyTorch marks those out of Python's sight),
-    which counts for less in the type of the output; beside its own dtype that makes no difference.
+    Such a tensor may stand for a Python number, which PyTorch marks in C++ and which has a lower
+    priority in type promotion. Next to a tensor of the same dtype this makes no difference.
     """
     dtypes = {tensor.dtype for tensor in tensors if tensor.dim()}
     return any(not tensor.dim() and tensor.dtype not in dtypes for tensor in tensors)
-
-
-def tensors_in(values: Iterable[Any]) -> Iterable[Tensor]:
-    """The tensors among the values and in their lists and tuples."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)

@@ -1,7 +1,7 @@
-"""Allocation replay: what a kernel made of operators allocated, in order, done again for like arguments.
+"""Allocation replay: repeats the allocations of a kernel without running it.
 
-The Python half of a library's kernel takes the same blocks for like arguments in every layer of a
-model. Where a trace needs nothing else of it, the blocks are taken again without running it.
+A library kernel that is written in Python allocates the same blocks for alike arguments in every layer
+of a model. If a trace needs nothing else of the kernel, it replays these allocations.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from llmmem.estimation.tracing.meta_cache import laid_out, layout_of, tensors_in
+from llmmem.estimation.tracing.meta_cache import laid_out, layout_of
+from llmmem.estimation.tracing.tensors import tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,37 +23,38 @@ if TYPE_CHECKING:
 
 __all__ = ["AllocationReplay"]
 
-#: Take a block (bytes), give back what a step took (its index), or lay out an output (its index).
-_Step: TypeAlias = tuple[Literal["take", "give", "output"], int]
+#: Allocate a block (of so many bytes), free the block of an earlier step (its index), or create an
+#: output (its index).
+_Step: TypeAlias = tuple[Literal["malloc", "free", "output"], int]
 
 
 class Storages(Protocol):
-    """What allocates for a trace."""
+    """Allocates blocks for a trace."""
 
     def address(self, tensor: Tensor) -> int | None:
         """The address of a tensor's block."""
 
     def requested(self, address: int) -> int:
-        """The bytes that were asked for, for the block at an address."""
+        """The bytes that were requested for the block at an address."""
 
-    def take(self, nbytes: int) -> tuple[int, Block]:
-        """Allocate a block; its number and the block."""
+    def malloc(self, nbytes: int) -> tuple[int, Block]:
+        """Allocate a block, and return its number and the block."""
 
-    def give(self, number: int, block: Block) -> None:
+    def free(self, number: int, block: Block) -> None:
         """Free a block."""
 
-    def born(self, tensor: Tensor) -> None:
+    def allocate(self, tensor: Tensor) -> None:
         """Allocate a block for a new tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationReplay:
-    """The blocks that a kernel takes and gives back, and its outputs.
+    """The allocations and frees of a kernel, and its outputs.
 
     Attributes:
-        steps: In order.
+        steps: Allocations, frees and outputs, in order.
         outputs: Layouts of the outputs.
-        is_one: Whether the kernel gives its output itself, and not a tuple of outputs.
+        is_one: Whether the kernel returns a single tensor rather than a tuple.
     """
 
     steps: tuple[_Step, ...]
@@ -67,13 +69,13 @@ class AllocationReplay:
         out: Any,
         storages: Storages,
     ) -> AllocationReplay | None:
-        """The replay of a kernel that has just run, if nothing but its outputs is left of it.
+        """The replay of a kernel that has just run; ``None`` if the kernel cannot be replayed.
 
         Args:
-            events: What it took and gave back.
+            events: The kernel's allocations and frees.
             inputs: Its arguments.
-            out: What it gave.
-            storages: What it allocated from.
+            out: What it returned.
+            storages: Allocated its blocks.
         """
         outputs = [out] if isinstance(out, Tensor) else out
         if not isinstance(outputs, tuple | list) or not outputs:
@@ -86,7 +88,7 @@ class AllocationReplay:
                 return None
             given[storages.address(output)] = index
             layouts.append(layout)
-        if len(given) < len(outputs):  # two of them are one block
+        if len(given) < len(outputs):  # two of them share a block
             return None
         steps: list[_Step] = []
         live: dict[int, int] = {}
@@ -94,13 +96,13 @@ class AllocationReplay:
             if event.kind == "free":
                 if event.address not in live:
                     return None
-                steps.append(("give", live.pop(event.address)))
+                steps.append(("free", live.pop(event.address)))
             elif event.address in given:
                 steps.append(("output", given.pop(event.address)))
             else:
                 live[event.address] = len(steps)
-                # Not the size of the block, which may be what was left of a larger one.
-                steps.append(("take", storages.requested(event.address)))
+                # The size of the block may be larger: the rest of a block is not always split off.
+                steps.append(("malloc", storages.requested(event.address)))
         return None if live or given else cls(tuple(steps), tuple(layouts), out is outputs[0])
 
     def run(self, storages: Storages) -> Any:
@@ -112,11 +114,11 @@ class AllocationReplay:
         taken: dict[int, tuple[int, Block]] = {}
         outputs: list[Any] = [None] * len(self.outputs)
         for index, (step, value) in enumerate(self.steps):
-            if step == "take":
-                taken[index] = storages.take(value)
-            elif step == "give":
-                storages.give(*taken[value])
+            if step == "malloc":
+                taken[index] = storages.malloc(value)
+            elif step == "free":
+                storages.free(*taken[value])
             else:
                 outputs[value] = laid_out(self.outputs[value])
-                storages.born(outputs[value])
+                storages.allocate(outputs[value])
         return outputs[0] if self.is_one else tuple(outputs)

@@ -1,4 +1,4 @@
-"""Sees every storage of the meta device born and die, and asks the allocator's model for it."""
+"""The dispatch mode of a trace: storages of the meta device take blocks of the allocator's model."""
 
 from __future__ import annotations
 
@@ -31,35 +31,33 @@ if TYPE_CHECKING:
 
 __all__ = ["AttentionBackend", "FullCard", "Handler", "Placement", "Tracer"]
 
-# Takes the tracer, an operator and its arguments; gives back what the operator does.
+# Takes the tracer, an operator and its arguments; returns what the operator does.
 Handler: TypeAlias = "Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]"
 
 #: Attention kernels of PyTorch.
 AttentionBackend: TypeAlias = Literal["cudnn", "flash", "efficient", "math"]
 
-# Where new tensors go: on the card, or on the meta device because the program itself says so.
+# Where new tensors go: to the card, or to the meta device if the program itself asks for that.
 Placement: TypeAlias = Literal["device", "skeleton"]
 
 aten = torch.ops.aten
 
-# Stands for memory without a limit. It ends a program that allocates until nothing is left.
+# Bytes of a card "without a limit". It stops a program that allocates until memory runs out.
 UNLIMITED = 2**46
-
-
-# Bytes between the addresses of two storages: more than any has.
-_FARTHEST_APART = 2**40
+# Bytes between the addresses of two storages: more than any storage has.
+_ADDRESS_STEP = 2**40
 
 
 @dataclass(frozen=True)
 class FullCard:
-    """The card ran out of memory: how many events there were by then, and what the error says."""
+    """The card ran out of memory: the number of events until then, and the message of the error."""
 
     clock: int
     message: str
 
 
-class _Life(weakref.ref[Any]):
-    """A live storage: its key, the number and the block that it has, and what is known of it."""
+class _LiveStorage(weakref.ref[Any]):
+    """A live storage: its key, and its block with the number of the allocation."""
 
     key: int
     number: int | None = None
@@ -67,49 +65,49 @@ class _Life(weakref.ref[Any]):
 
 
 class _Scratch:
-    """Blocks that are taken where a ``with`` begins and given back where it ends."""
+    """Blocks that are taken at the start of a ``with`` statement and given back at its end."""
 
     def __init__(self, tracer: Tracer, sizes: tuple[int, ...]) -> None:
         self._tracer = tracer
         self._sizes = sizes
 
     def __enter__(self) -> None:
-        self._taken = [self._tracer.take(nbytes) for nbytes in self._sizes if nbytes]
+        self._taken = [self._tracer.malloc(nbytes) for nbytes in self._sizes if nbytes]
 
     def __exit__(self, *error: object) -> None:
         for number, block in reversed(self._taken):
-            self._tracer.give(number, block)
+            self._tracer.free(number, block)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is active, tensors of the meta device take blocks of the allocator.
+    """While active, tensors of the meta device take blocks of the allocator.
 
     Args:
         allocator: The model of the card's allocator.
         gpu: The card whose kernels are assumed.
-        handlers: What operators do on a GPU beyond what the meta device shows.
+        handlers: The handlers of operators that differ on a GPU from the meta device.
         is_oom_handled: Called when the card is full: whether the running program handles that
-            error. Then it is raised, as `torch.OutOfMemoryError`. Otherwise the trace goes on as
-            if the card had no limit, so that it also tells what the program needs.
+            error. If so, it is raised as `torch.OutOfMemoryError`. Otherwise the trace goes on as
+            if the card had no limit, to find out how much the program needs.
 
     Attributes:
-        card: The model of the card's allocator; as it was left, once the card is full.
-        allocator: The model that hands out blocks: that of the card, and one without a limit once
-            the card is full.
-        full: How the card ran out of memory; None while it has not, or the program handles it.
-        has_raised_oom: Whether the program was left to handle that the card is full.
-        lost: Why the trace did not reach the end once the card was full; else empty.
-        refused: Errors of calls that cannot be traced, in order. A program may catch them and go
-            on in another way than on a GPU.
+        card: The model of the card's allocator. Once the card is full, it no longer changes.
+        allocator: The model that allocates blocks: that of the card or, once the card is full, one
+            without a limit.
+        full: How the card ran out of memory; None if it did not, or if the program handles it.
+        has_raised_oom: Whether an error of the full card was raised for the program to handle.
+        lost: Why the trace did not reach the end after the card was full; else empty.
+        refused: Errors of calls that cannot be traced, in order. A program may catch them and
+            continue otherwise than on a GPU.
         events: Allocations and frees so far, in order.
-        known: Values on the device, as far as they are known.
-        guesses: Where the program has decided by values that are not known.
-        operators: For each event, the operator that was seen last.
-        attention_backends: Those of scaled dot product attention that were taken.
-        modelled_libraries: Those that were asked for a workspace whose size only a model tells.
-        inexact: Operators and functions of which it is not known exactly what they allocate.
-        cudnn_attention_unknown: Bytes that the backward pass of one attention by cuDNN may take
-            beyond what is traced, at most; None where there was none.
+        host_values: The values of tensors on the device, as far as they are known.
+        guesses: Source lines at which the program read values that are not known.
+        operators: For each event, the operator that was called last.
+        attention_backends: The backends of scaled dot product attention that were used.
+        modelled_libraries: Libraries that were used and whose workspaces follow a model.
+        inexact: Operators and functions whose allocations are not known exactly.
+        cudnn_attention_unknown: The most bytes that the backward pass of a single attention by
+            cuDNN may take beyond what is traced; None without such an attention.
     """
 
     def __init__(
@@ -126,7 +124,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.lost = ""
         self.refused: list[Exception] = []
         self._is_oom_handled = is_oom_handled
-        # Blocks by number that were taken before the card was full, where it has no limit.
+        # By number, the blocks without a limit that stand for those taken before the card was full.
         self._blocks_without_limit: dict[int, Block] = {}
         self._emptied: set[int] = set()  # positions among the events
         self.gpu = gpu
@@ -136,16 +134,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inexact: set[str] = set()
         self.operators: list[Any] = []
         self._operator: Any = None
-        self.known = HostValues()
+        self.host_values = HostValues()
         self.guesses = Guesses()
         self.cudnn_attention_unknown: int | None = None
-        #: Runs an operator on the meta device, without an account of what is born.
+        #: Runs an operator on the meta device; its outputs take no blocks.
         self.compute = MetaCache()
         self._replays: dict[Any, AllocationReplay] = {}
         self._handlers = dict(handlers)
-        # The same by the ids of the operators, which take less than their hashes do.
+        # The same by the ids of the operators, which are faster than their hashes.
         self._handlers_by_id: dict[int, Handler] = {}
-        self._lives: dict[int, _Life] = {}
+        self._live: dict[int, _LiveStorage] = {}
         self._requests: list[int] = []  # by number, from 1 on
         self._workspaces: set[bool] = set()
         self._takes_blocks = True
@@ -159,7 +157,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         handler = self._handlers_by_id.get(id(func)) or self._find_handler(func)
         self._operator = func
-        # In backward function modes are on, which are for the program alone.
+        # Function modes, which are active in backward, are meant for calls of the program only.
         with torch._C.DisableTorchFunction():
             if self._skeletons and self._placement is None and self._has_skeleton(args):
                 with self.placing("skeleton"):
@@ -169,11 +167,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             except (UnsupportedError, NotImplementedError) as error:
                 self.refused.append(error)
                 raise
-            self.known.follow(func, args, kwargs or {}, out)
+            self.host_values.follow(func, args, kwargs or {}, out)
             return out
 
     def refuse(self, reason: str) -> NoReturn:
-        """End what the program asks for, which cannot be traced.
+        """Raise an error for a call of the program that cannot be traced, and record it.
 
         Raises:
             UnsupportedError: Always.
@@ -184,7 +182,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: then PyTorch would lead every operator through two functions of Dynamo's."""
+        """False, or else PyTorch would call two functions of Dynamo for every operator."""
         return False
 
     def _find_handler(self, func: Any) -> Handler:
@@ -194,12 +192,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._handlers_by_id[id(func)] = handler
         return handler
 
-    # What handlers use.
+    # Used by handlers.
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the operator on the meta device; its outputs are born in order."""
+        """Run an operator on the meta device, and give its outputs blocks in order."""
         out = self.compute(func, args, kwargs)
-        self.born(out)
+        self.allocate(out)
         return out
 
     def run_kernel(
@@ -209,40 +207,41 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run what does the operator's work by operators of its own, each of which is seen.
+        """Run a kernel that consists of other operators, each of which is traced.
 
-        What it allocates is remembered, if its outputs are all that is left of it. A workspace of
-        cuBLAS is taken once for a thread, so the first call of each is not.
+        Its allocations are replayed for the same arguments, provided that nothing but its outputs
+        stays allocated. That is not so for the first kernel of a thread that uses cuBLAS, which
+        takes the workspace.
         """
-        key = key_of(args, kwargs)
-        place = id(func), self.in_backward, key
-        if replay := self._replays.get(place):
+        arguments = key_of(args, kwargs)
+        key = id(func), self.in_backward, arguments
+        if replay := self._replays.get(key):
             return replay.run(self)
         before = self.clock()
-        with self.seeing_again():
+        with self.tracing_calls():
             out = kernel(*args, **kwargs)
-        if key is not None:
+        if arguments is not None:
             inputs = (*args, *kwargs.values())
             replay = AllocationReplay.of(self.events[before:], inputs, out, self)
             if replay is not None:
-                self._replays[place] = replay
+                self._replays[key] = replay
         return out
 
-    def born(self, value: Any) -> None:
-        """Give each new storage in a tensor, or in a nest of them, a block."""
+    def allocate(self, value: Any) -> None:
+        """Give a block to each new storage of a tensor, or of the tensors in a nested list or tuple."""
         if isinstance(value, Tensor):
-            # What is sparse consists of tensors with storages of their own.
+            # A sparse tensor consists of tensors with storages of their own.
             if value.is_meta and not value.is_sparse:
                 storage = value.untyped_storage()
-                if storage._cdata not in self._lives:
-                    self._begin(storage)
+                if storage._cdata not in self._live:
+                    self._allocate_storage(storage)
         elif isinstance(value, tuple | list):
             for item in value:
-                self.born(item)
+                self.allocate(item)
 
     @contextmanager
     def outside_allocator(self) -> Iterator[None]:
-        """What is born inside is not in the allocator's memory on a GPU: it takes no block."""
+        """Tensors that are created inside take no block: a GPU has them outside of the allocator."""
         before, self._takes_blocks = self._takes_blocks, False
         try:
             yield
@@ -251,9 +250,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def placing(self, placement: Placement) -> Iterator[None]:
-        """What is born inside is on the device, or is a skeleton: on no device for the program too.
+        """Place the tensors that are created inside on the device, or make them skeletons.
 
-        Elsewhere what comes of a skeleton is one, and all else is on the device.
+        A skeleton is a tensor of the meta device for the program too. Outside of this context,
+        operators on a skeleton return skeletons, and all other tensors are on the device.
         """
         before, self._placement = self._placement, placement
         try:
@@ -274,10 +274,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     @contextmanager
-    def seeing_again(self) -> Iterator[None]:
-        """What a handler does inside is seen like what the program does.
+    def tracing_calls(self) -> Iterator[None]:
+        """Trace the operators that a handler calls inside, like those of the program.
 
-        It is what entering the tracer once more does, without what that keeps for the end.
+        This enters the dispatch mode again, without the bookkeeping of ``TorchDispatchMode``.
         """
         torch._C._push_on_torch_dispatch_stack(self)
         try:
@@ -285,12 +285,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             torch._C._pop_torch_dispatch_stack(None)
 
-    def take(self, nbytes: int) -> tuple[int, Block]:
-        """A block that no tensor stands for.
+    def malloc(self, nbytes: int) -> tuple[int, Block]:
+        """Allocate a block that belongs to no tensor.
+
+        Returns:
+            The number of the allocation, and the block.
 
         Raises:
-            torch.OutOfMemoryError: The card is full, and the program handles that.
-            OutOfMemory: More is asked for than any card has.
+            torch.OutOfMemoryError: The card is full, and the program handles this error.
+            OutOfMemory: The request is larger than any card.
         """
         try:
             block = self.allocator.malloc(nbytes)
@@ -303,18 +306,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return number, block
 
     def requested(self, number: int) -> int:
-        """Bytes that were asked for where the block of that number was taken."""
+        """Bytes that were requested in the allocation of that number."""
         return self._requests[number - 1]
 
-    def give(self, number: int, block: Block) -> None:
-        """Give back a block that `take` gave."""
+    def free(self, number: int, block: Block) -> None:
+        """Free a block of `malloc`."""
         if self._blocks_without_limit:
             block = self._blocks_without_limit.pop(number, block)
         self._note(Event("free", number, block.size))
         self.allocator.free(block)
 
     def empty_cache(self) -> None:
-        """What ``torch.cuda.empty_cache`` does."""
+        """Free the cached memory, as ``torch.cuda.empty_cache`` does."""
         self._emptied.add(self.clock())
         self.allocator.empty_cache()
 
@@ -330,7 +333,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.allocator, self._blocks_without_limit = self.without_limit()
 
     def without_limit(self) -> tuple[CachingAllocator, dict[int, Block]]:
-        """All events so far on a card without a limit: its allocator, and the live blocks by number."""
+        """Repeat all events on a card without a limit.
+
+        Returns:
+            Its allocator, and the live blocks by number.
+        """
         allocator = CachingAllocator(self.card.config.without_limits(), UNLIMITED, UNLIMITED)
         blocks: dict[int, Block] = {}
         for position, event in enumerate(self.events):
@@ -345,113 +352,113 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return allocator, blocks
 
     def scratch(self, *sizes: int) -> _Scratch:
-        """Blocks of these bytes while inside (0 takes none); freed in reverse order."""
+        """Blocks of these sizes in bytes (0 takes none) while inside; freed in reverse order."""
         return _Scratch(self, sizes)
 
     def use_cublas(self) -> None:
-        """The first use by a thread takes a workspace, which is never given back.
+        """Take the workspace of cuBLAS at the first use by a thread; it is never freed.
 
-        Autograd runs backward, and what is recomputed there, on a thread of its own.
+        Autograd runs backward, and recomputes checkpoints, on a thread of its own.
         """
         thread = self.in_backward
         if thread not in self._workspaces:
             self._workspaces.add(thread)
-            self.take(cublas_workspace(self.gpu))
+            self.malloc(cublas_workspace(self.gpu))
 
     def note_cudnn_attention(self, unknown: int) -> None:
-        """An attention by cuDNN may take these bytes beyond what is traced."""
+        """Record that an attention by cuDNN may take up to `unknown` bytes beyond what is traced."""
         self.cudnn_attention_unknown = max(self.cudnn_attention_unknown or 0, unknown)
 
     @property
     def in_backward(self) -> bool:
-        """Whether autograd's engine is at work."""
+        """Whether autograd's engine is running."""
         return torch._C._current_autograd_node() is not None
 
-    def is_engine_s_own(self, tensor: Tensor) -> bool:
-        """Whether only autograd's engine holds the tensor and its storage."""
+    def is_held_by_engine_alone(self, tensor: Tensor) -> bool:
+        """Whether autograd's engine alone holds the tensor and its storage."""
         return _use_counts(tensor) == self._sole_owner
 
     def hand_over(self, old: Tensor, new: Tensor) -> None:
-        """The new tensor takes over the block of the old one: on a GPU it is the same tensor."""
-        before = self._lives.get(old.untyped_storage()._cdata)
+        """Let the new tensor take over the block of the old one: on a GPU they are the same tensor."""
+        before = self._live.get(old.untyped_storage()._cdata)
         if before is None or before.block is None:
-            self.born(new)
+            self.allocate(new)
             return
-        life = self._life(new.untyped_storage())
-        life.number, life.block = before.number, before.block
+        live = self._register(new.untyped_storage())
+        live.number, live.block = before.number, before.block
         before.number = before.block = None
 
     def note_guess(self, func: Any) -> None:
-        """The program decides by a value that is not known, read by the operator."""
+        """Record that the program reads, by the operator, a value that is not known."""
         self.guesses.add(guess(func._schema.name, sys._getframe()))
 
-    # What the observer of the step uses.
+    # Used by the observer of the step.
 
     def clock(self) -> int:
         """The number of allocations and frees so far."""
         return len(self.events)
 
     def address(self, tensor: Tensor) -> int | None:
-        """What the events call the tensor's block; ``None`` if it has none."""
+        """The address of the tensor's block in the events; ``None`` if it has no block."""
         with torch._C.DisableTorchFunction():
             if not tensor.is_meta:
                 return None
-            life = self._lives.get(tensor.untyped_storage()._cdata)
-        return None if life is None else life.number
+            live = self._live.get(tensor.untyped_storage()._cdata)
+        return None if live is None else live.number
 
     def pointer(self, storage: torch.UntypedStorage) -> int:
-        """An address that no other storage has had; 0 if it has no block."""
-        life = self._lives.get(storage._cdata)
-        return 0 if life is None or life.number is None else life.number * _FARTHEST_APART
+        """An address that no other storage has had; 0 if the storage has no block."""
+        live = self._live.get(storage._cdata)
+        return 0 if live is None or live.number is None else live.number * _ADDRESS_STEP
 
     def end(self) -> None:
-        """Count no more deaths: what is alive now stays in the account."""
+        """Stop recording frees: storages that are alive now stay allocated."""
         self._is_over = True
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
         self.operators.append(self._operator)
 
-    def _begin(self, storage: torch.UntypedStorage) -> None:
-        life = self._life(storage)
+    def _allocate_storage(self, storage: torch.UntypedStorage) -> None:
+        live = self._register(storage)
         nbytes = storage.nbytes()
         if self._placement == "skeleton":
-            self._skeletons.add(life.key)
+            self._skeletons.add(live.key)
         elif nbytes and self._takes_blocks:
-            life.number, life.block = self.take(nbytes)
+            live.number, live.block = self.malloc(nbytes)
 
-    def _life(self, storage: torch.UntypedStorage) -> _Life:
-        life = _Life(storage, self._died)
-        life.key = storage._cdata
-        self._lives[life.key] = life
-        return life
+    def _register(self, storage: torch.UntypedStorage) -> _LiveStorage:
+        live = _LiveStorage(storage, self._on_death)
+        live.key = storage._cdata
+        self._live[live.key] = live
+        return live
 
-    def _died(self, life: weakref.ref[Any]) -> None:
-        assert isinstance(life, _Life)
-        # The key may already belong to a new storage, made where the old one was.
-        if self._lives.get(life.key) is not life:
+    def _on_death(self, live: weakref.ref[Any]) -> None:
+        assert isinstance(live, _LiveStorage)
+        # The key may already belong to a new storage at the same address.
+        if self._live.get(live.key) is not live:
             return
-        del self._lives[life.key]
-        self.known.forget(life.key)
-        self._skeletons.discard(life.key)
-        if life.block is not None and life.number is not None and not self._is_over:
-            self.give(life.number, life.block)
+        del self._live[live.key]
+        self.host_values.forget(live.key)
+        self._skeletons.discard(live.key)
+        if live.block is not None and live.number is not None and not self._is_over:
+            self.free(live.number, live.block)
 
 
 def _default_handler(func: Any) -> Handler:
-    """Decomposes operators that consist of others, and runs the rest."""
+    """The handler of an operator without an entry: composite operators are decomposed."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     name = func.name()
-    # With a kernel of their own for the CPU they have one for CUDA, and run in one piece there.
+    # Composite operators that have a CPU kernel also have one for CUDA, which does not decompose them.
     if has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, "CPU"):
         return _decompose
     return Tracer.run
 
 
 def _decompose(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # They arrive here only from within a handler: elsewhere autograd has taken them apart. What
-    # does so in C++ takes less time than the decomposition in Python that some have beside it.
-    with tracer.seeing_again():
+    # Composite operators arrive here only from within a handler: elsewhere autograd has decomposed
+    # them. The C++ decomposition is faster than the Python one that some operators also have.
+    with tracer.tracing_calls():
         return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
@@ -463,7 +470,7 @@ def _use_counts(tensor: Tensor) -> tuple[int, int]:
 
 
 class _UseCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes how often the first argument of each addition in backward is held."""
+    """Records the use counts of the first argument of each addition in backward."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -478,13 +485,13 @@ class _UseCounts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _calibrated_use_counts() -> tuple[int, int]:
-    """The use counts, seen from a dispatch mode, of a gradient that only the engine holds.
+    """The use counts, in a dispatch mode, of a gradient that the engine alone holds.
 
-    They depend on the version of PyTorch, so they are taken from two small graphs: one where the
-    engine may add in place, one where the same tensor is needed elsewhere too.
+    They depend on the version of PyTorch, so they are taken from two small graphs. In one of them
+    the engine may add in place. In the other the same tensor is needed again.
 
     Raises:
-        UnsupportedError: This version of PyTorch does not tell the two apart.
+        UnsupportedError: The counts are the same in both graphs.
     """
     own, shared = _UseCounts(), _UseCounts()
     with torch.enable_grad():
@@ -504,13 +511,13 @@ def _calibrated_use_counts() -> tuple[int, int]:
 
 @out_dtype.py_impl(Tracer)
 def _out_dtype(tracer: Tracer, operator: Any, dtype: torch.dtype, *args: Any) -> Any:
-    """A product of integers is one kernel; PyTorch asks whether its tensors are on ``cuda``.
+    """Run a product of integers as one kernel, as PyTorch does for tensors on ``cuda``.
 
     Source: ``torch/_higher_order_ops/out_dtype.py``, ``out_dtype_dense``.
     """
     is_of_int8 = all(isinstance(arg, Tensor) and arg.dtype is torch.int8 for arg in args)
     is_product = operator is torch.ops.aten.mm.default and dtype is torch.int32 and is_of_int8
-    with tracer.seeing_again():
+    with tracer.tracing_calls():
         if is_product and all(arg.is_meta for arg in args):
             return torch._int_mm(*args)
         return out_dtype_fallback(operator, dtype, *args)  # type: ignore[no-untyped-call]
