@@ -412,3 +412,13 @@ def test_an_optimizer_keeps_the_state_that_its_entry_says(name: str) -> None:
         assert expected <= kept <= expected * (1 + Fraction(4, 256))
 
     assert estimate(step, "h100").outcome == "ok"
+
+
+@pytest.mark.parametrize("quantization", ["fp8", {"quant_method": "hqq"}])
+def test_an_estimate_of_a_quantization_that_is_not_built_is_unsupported(
+    quantization: str | dict[str, object],
+) -> None:
+    found = estimate(Setup(model=PYTHIA, method="qlora", quantization=quantization), "h100")
+    assert found.trace.outcome == "unsupported"
+    assert "not built yet (built: bitsandbytes)" in found.trace.message
+    assert found.rules.peak_allocated_bytes is None

@@ -22,7 +22,7 @@ from llmmem.estimation.fake_cuda.redirection import cuda_redirected
 
 # Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
 # where it is only made believe.
-from llmmem.estimation.operators.bitsandbytes import bitsandbytes_as_on_gpu, bitsandbytes_handlers
+from llmmem.estimation.operators import bitsandbytes
 from llmmem.estimation.operators.table import operator_handlers
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
 from llmmem.estimation.tracing.tracer import Tracer
@@ -144,7 +144,7 @@ def _tracer(gpu: Gpu) -> Tracer:
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
-    handlers = operator_handlers() | bitsandbytes_handlers(gpu)
+    handlers = operator_handlers() | bitsandbytes.handlers(gpu)
     return Tracer(allocator, gpu, handlers, _is_oom_handled)
 
 
@@ -174,7 +174,7 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
         stack.enter_context(process_state_kept())
         # Other threads see no mode: what they put on the device would not be seen.
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-        stack.enter_context(bitsandbytes_as_on_gpu(tracer))
+        stack.enter_context(bitsandbytes.as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
         stack.enter_context(_labelling(observer))
         dispatch = stack.enter_context(gpu_dispatch(tracer))

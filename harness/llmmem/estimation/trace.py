@@ -11,7 +11,8 @@ import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
 
@@ -22,11 +23,11 @@ from llmmem.estimation.failures import place_of, reason_of
 from llmmem.estimation.fake_cuda.dispatch import gpu_dispatch
 from llmmem.estimation.fake_cuda.redirection import cuda_redirected
 from llmmem.estimation.operators.table import operator_handlers
-from llmmem.estimation.tracing.tracer import Tracer
+from llmmem.estimation.tracing.tracer import Handler, Tracer
 from llmmem.notes import cudnn_attention
 from llmmem.results import Outcome, Peaks, PhaseResult, Trace
 from llmmem.units import format_size
-from llmmem.workload.quantization import backend_of, libraries_of
+from llmmem.workload.quantization import BACKENDS, backend_of, libraries_of
 from llmmem.workload.step import execute
 
 if TYPE_CHECKING:
@@ -38,12 +39,35 @@ if TYPE_CHECKING:
     from llmmem.setups import Setup
 
 __all__ = [
+    "TRACED_LIBRARIES",
     "TraceObserver",
+    "TracedLibrary",
     "assumptions_of",
     "follow",
     "outcome_of",
     "trace",
 ]
+
+
+#: Modules (`TracedLibrary`) for libraries whose CUDA code allocates by itself, by package name.
+TRACED_LIBRARIES: Mapping[str, str] = {
+    "bitsandbytes": "llmmem.estimation.operators.bitsandbytes",
+}
+
+
+class TracedLibrary(Protocol):
+    """What a trace needs of a library with CUDA kernels: a module with these functions."""
+
+    def handlers(self, gpu: Gpu) -> dict[Any, Handler]:
+        """Handlers of its operators."""
+
+    def as_on_gpu(self, tracer: Tracer) -> AbstractContextManager[None]:
+        """Have its Python code behave as on a GPU, while inside."""
+
+    def quantize_on_meta(
+        self, layers: list[nn.Module], linear: nn.Module, device: torch.device
+    ) -> None:
+        """Quantize a layer, and keep it in the list if it outlives the model."""
 
 
 def trace(setup: Setup, gpu: Gpu) -> Trace:
@@ -142,11 +166,15 @@ def _tracer(setup: Setup, gpu: Gpu) -> Tracer:
         free_bytes=gpu.total_bytes - gpu.context_bytes,
     )
     handlers = operator_handlers()
-    if "bitsandbytes" in libraries_of(setup):
-        from llmmem.estimation.operators.bitsandbytes import bitsandbytes_handlers
-
-        handlers |= bitsandbytes_handlers(gpu)
+    for library in _traced_libraries(setup).values():
+        handlers |= library.handlers(gpu)
     return Tracer(allocator, gpu, handlers)
+
+
+def _traced_libraries(setup: Setup) -> dict[str, TracedLibrary]:
+    """The modules of the libraries that the setup uses, by package name."""
+    names = sorted(TRACED_LIBRARIES.keys() & libraries_of(setup))
+    return {name: cast("TracedLibrary", import_module(TRACED_LIBRARIES[name])) for name in names}
 
 
 def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
@@ -156,14 +184,11 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
     with ExitStack() as stack:
         if setup.has_adapter:
             import peft  # noqa: F401  # so that it is patched to run as on a GPU
-        if "bitsandbytes" in libraries_of(setup):
-            from llmmem.estimation.operators.bitsandbytes import (
-                bitsandbytes_as_on_gpu,
-                quantize_on_meta,
-            )
-
-            stack.enter_context(bitsandbytes_as_on_gpu(tracer))
-            move = partial(quantize_on_meta, layers)
+        libraries = _traced_libraries(setup)
+        for library in libraries.values():
+            stack.enter_context(library.as_on_gpu(tracer))
+        if setup.quantization_method is not None:
+            move = partial(libraries[setup.quantization_method].quantize_on_meta, layers)
         stack.enter_context(observer.timeline.recording_calls())
         dispatch = stack.enter_context(gpu_dispatch(tracer))
         stack.enter_context(tracer)
@@ -219,8 +244,9 @@ def _raise_as_seen(error: Exception) -> NoReturn:
 
 
 def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
-    of_layers = backend_of(setup).assumptions(setup) if setup.is_quantized else ()
-    return (*assumptions_of(gpu), *of_layers)
+    if setup.quantization_method not in BACKENDS:
+        return assumptions_of(gpu)
+    return (*assumptions_of(gpu), *backend_of(setup).assumptions(setup))
 
 
 def assumptions_of(gpu: Gpu) -> tuple[str, ...]:

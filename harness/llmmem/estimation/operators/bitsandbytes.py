@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmmem.catalogue.gpus import Gpu
     from llmmem.estimation.tracing.tracer import Handler, Tracer
 
-__all__ = ["bitsandbytes_as_on_gpu", "bitsandbytes_handlers", "quantize_on_meta"]
+__all__ = ["as_on_gpu", "handlers", "quantize_on_meta"]
 
 
 class _NoLibrary:
@@ -55,7 +55,7 @@ class _NoContexts:
         return None
 
 
-def bitsandbytes_handlers(gpu: Gpu) -> dict[Any, Handler]:
+def handlers(gpu: Gpu) -> dict[Any, Handler]:
     """Handlers of bitsandbytes' operators for the card."""
     import bitsandbytes
 
@@ -112,7 +112,7 @@ def _handler(kernel: Callable[..., Any]) -> Handler:
 
 
 @contextmanager
-def bitsandbytes_as_on_gpu(tracer: Tracer) -> Iterator[None]:
+def as_on_gpu(tracer: Tracer) -> Iterator[None]:
     """Make bitsandbytes behave as in a fresh process with a GPU.
 
     The tables that it keeps for the process are empty at first. Paged tensors are managed by the
