@@ -187,8 +187,8 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
         libraries = _traced_libraries(setup)
         for library in libraries.values():
             stack.enter_context(library.as_on_gpu(tracer))
-        if setup.quantization_method is not None:
-            move = partial(libraries[setup.quantization_method].quantize_on_meta, layers)
+        if quantizing := libraries.get(setup.quantization_method or ""):
+            move = partial(quantizing.quantize_on_meta, layers)
         stack.enter_context(observer.timeline.recording_calls())
         dispatch = stack.enter_context(gpu_dispatch(tracer))
         stack.enter_context(tracer)
