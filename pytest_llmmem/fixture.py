@@ -186,6 +186,7 @@ class Vram:
             context_source="modelled",
             versions=estimate.versions,
             notes=trace.assumptions,
+            unknown_bytes=trace.unknown_bytes,
             estimate=estimate,
         )
 

@@ -398,6 +398,7 @@ class Gate:
             outcome=ending.outcome,
             message=ending.message,
             notes=measurement.notes,
+            unknown_bytes=measurement.unknown_bytes,
             test=self.test,
             gpu=measurement.gpu,
             metric=self._metric,
@@ -439,6 +440,7 @@ def _of_both(call: Record, teardown: Record) -> Record:
         outcome=ending.outcome,
         message=ending.message,
         peaks=call.peaks.highest(teardown.peaks) if is_of_one else larger.peaks,
+        unknown_bytes=max(call.unknown_bytes, teardown.unknown_bytes),
         devices=_highest(call.devices, teardown.devices),
         held_before_bytes=call.held_before_bytes,
     )

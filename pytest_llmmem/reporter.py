@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llmmem.records import GATES, NOT_MEASURED, TestRecords
 from pytest_llmmem.report_files import ReportFiles
-from pytest_llmmem.verdicts import SIMULATED_VALUES
+from pytest_llmmem.verdicts import SIMULATED_VALUES, may_be_over
 
 if TYPE_CHECKING:
     from llmmem.report import Record
@@ -85,8 +85,13 @@ class Reporter:
         if self._options.table and records:
             self._show_table(terminalreporter, records)
         gates = Counter(left.gate for left in self._tests.values() if left.gate is not None)
+        tight = [record for record in records if record.may_be_over]
         if gates:
-            terminalreporter.write_line(f"llmmem: {_count(gates)}", yellow=gates[NOT_MEASURED] > 0)
+            close = f", {len(tight)} closer to the limit than what is unknown" if tight else ""
+            is_doubtful = bool(tight) or gates[NOT_MEASURED] > 0
+            terminalreporter.write_line(f"llmmem: {_count(gates)}{close}", yellow=is_doubtful)
+        for record in tight:
+            terminalreporter.write_line(f"llmmem: {may_be_over(record)}", yellow=True)
         if skipped := sum(left.compared_values for left in self._tests.values()):
             terminalreporter.write_line(f"llmmem: {skipped} skipped: {SIMULATED_VALUES}")
         for worker in self._crashed:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmmem.results import Trace
     from pytest_llmmem.marker import Limit
 
-__all__ = ["PYTEST", "SIMULATED_VALUES", "over_limit", "peak_unknown", "run_failed"]
+__all__ = ["PYTEST", "SIMULATED_VALUES", "may_be_over", "over_limit", "peak_unknown", "run_failed"]
 
 SIMULATED_VALUES = "values are not computed on a simulated GPU"
 
@@ -39,6 +39,15 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
             f"  excess       {_exact(peak - limit.bytes)}",
             *_account(record, holders),
         )
+    )
+
+
+def may_be_over(record: Record) -> str:
+    """That a test is within its limit by less than what a note leaves unknown."""
+    headroom = (record.limit_bytes or 0) - (record.peak_bytes or 0)
+    return (
+        f"{record.test} passed with a headroom of {format_size(headroom)}, less than the "
+        f"{format_size(record.unknown_bytes)} that are unknown (see the notes in a report)"
     )
 
 
@@ -118,6 +127,8 @@ def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str
     for position, (what, size) in enumerate(holders[:SHOWN_HOLDERS]):
         heading = "largest" if position == 0 else ""
         yield f"  {heading:<12} {format_size(size):>10}  {what}"
+    if record.unknown_bytes:
+        yield f"  unknown      up to {_exact(record.unknown_bytes)} more: see the notes in a report"
     for guess in record.guesses:
         yield f"  note         {guess}"
     if record.source == "simulated" and record.setup is None:

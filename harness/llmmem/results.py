@@ -170,6 +170,8 @@ class Trace:
         phases: The same per phase.
         context_bytes: What the process holds beside what the allocator reserves.
         assumptions: What is taken for granted.
+        unknown_bytes: Bytes that the peaks may be higher by, at most, as an assumption says; 0 if
+            none does.
         needed: The peaks on a card with the same kernels and unlimited memory; unknown where the
             step cannot be followed to its end, or the program itself handles a full card.
     """
@@ -181,6 +183,7 @@ class Trace:
     phases: tuple[PhaseResult, ...] = ()
     context_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
+    unknown_bytes: int = 0
     needed: Peaks = field(default_factory=Peaks)
 
     @property
@@ -233,6 +236,7 @@ class Estimate:
                 "phases": [phase.to_dict() for phase in self.trace.phases],
                 "context_bytes": self.trace.context_bytes,
                 "assumptions": list(self.trace.assumptions),
+                "unknown_bytes": self.trace.unknown_bytes,
             },
             "versions": dict(self.versions),
         }
@@ -253,7 +257,8 @@ class Estimate:
                 phases=tuple(PhaseResult.from_dict(phase) for phase in trace["phases"]),
                 context_bytes=trace["context_bytes"],
                 assumptions=tuple(trace["assumptions"]),
-                # Earlier versions did not write it.
+                # Earlier versions wrote neither.
+                unknown_bytes=trace.get("unknown_bytes", 0),
                 needed=Peaks(*(trace.get(f"needed_{metric}_bytes") for metric in METRICS)),
             ),
             versions=document["versions"],
@@ -285,6 +290,7 @@ class RunResult:
         versions: Versions of the libraries, CUDA and the driver.
         allocator: The allocator settings in force.
         notes: What else decides how to read the figures.
+        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
         estimate: The estimate of the same setup, unless told not to estimate.
     """
 
@@ -306,6 +312,7 @@ class RunResult:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     allocator: str = ""
     notes: tuple[str, ...] = ()
+    unknown_bytes: int = 0
     estimate: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -329,6 +336,7 @@ class RunResult:
             "versions": dict(self.versions),
             "allocator": self.allocator,
             "notes": list(self.notes),
+            "unknown_bytes": self.unknown_bytes,
             "estimate": self.estimate.to_dict() if self.estimate else None,
         }
 
@@ -346,6 +354,7 @@ class RunResult:
             phases=tuple(PhaseResult.from_dict(phase) for phase in document["phases"]),
             holders=tuple(Holder(**holder) for holder in document["holders"]),
             notes=tuple(document["notes"]),
+            unknown_bytes=document.get("unknown_bytes", 0),
             estimate=Estimate.from_dict(estimate) if estimate else None,
             **{key: document[key] for key in (*plain, *figures, *account, "versions", "allocator")},
         )

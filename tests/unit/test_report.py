@@ -39,7 +39,7 @@ schema, test, setup, phase, model, task, mode, method, quantization, adapter, op
 batch_size, seq_len, gradient_checkpointing, kv_cache, parallel, device, gpu, gpu_index, source, outcome,
 message, notes, metric, weights_bytes, gradients_bytes, optimizer_bytes, activations_bytes,
 temporaries_bytes, reserve_bytes, context_bytes, context_source, held_before_bytes,
-peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes, rule_bytes, trace_bytes,
+peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes, unknown_bytes, rule_bytes, trace_bytes,
 trace_error_percent, needed_allocated_bytes, needed_reserved_bytes, needed_process_bytes,
 limit, limit_bytes, headroom_bytes, baseline_bytes, change_bytes, step_seconds,
 llmmem, torch, transformers, peft, bitsandbytes, cuda, driver

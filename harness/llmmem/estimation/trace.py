@@ -342,6 +342,7 @@ class TraceObserver:
             ),
             context_bytes=gpu.context_bytes,
             assumptions=assumptions,
+            unknown_bytes=unknown or 0,
             needed=_with_context(needed, gpu) if needed != Peaks() else needed,
         )
 

@@ -68,7 +68,8 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
     peaks = observer.peaks.total()
     gauge.stop()
     attribution = history.timeline.attribute(allocator_events(history.stop(), setup.allocator))
-    simulated = simgpu.active() is not None
+    simulated_gpu = simgpu.active()
+    simulated = simulated_gpu is not None
     has_context = peaks.process is not None and peaks.reserved is not None
     return RunResult(
         setup=setup,
@@ -88,6 +89,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         held_before_bytes=0,
         versions=library_versions() | {"driver": driver_version()},
         allocator=setup.allocator,
+        unknown_bytes=0 if simulated_gpu is None else simulated_gpu.unknown_bytes_since(None),
         notes=(
             *parallel_notes(setup),
             *_notes(peaks, attribution),

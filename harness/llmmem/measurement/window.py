@@ -59,6 +59,7 @@ class Measurement:
             was allocated in the window.
         context_source: Where peak process - peak reserved comes from.
         notes: What else decides how to read the figures.
+        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
         devices: The peaks of every GPU that was in use, where there are several.
     """
 
@@ -72,6 +73,7 @@ class Measurement:
     places: tuple[Place, ...] = ()
     context_source: Literal["modelled", "measured"] | None = None
     notes: tuple[str, ...] = ()
+    unknown_bytes: int = 0
     devices: tuple[DevicePeaks, ...] = ()
 
 
@@ -202,6 +204,7 @@ class Window:
             places=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
             notes=_notes(peaks, self._began),
+            unknown_bytes=0 if simulated is None else simulated.unknown_bytes_since(self._began),
             devices=tuple(filter(_in_use, watched)) if len(watched) > 1 else (),
         )
 

@@ -75,6 +75,7 @@ COLUMNS: Mapping[str, str] = {
     "peak_allocated_bytes": "Int64",
     "peak_reserved_bytes": "Int64",
     "peak_process_bytes": "Int64",
+    "unknown_bytes": "Int64",
     "rule_bytes": "Int64",
     "trace_bytes": "Int64",
     "trace_error_percent": "Float64",
@@ -93,7 +94,13 @@ COLUMNS: Mapping[str, str] = {
 
 #: Columns that reports of earlier versions lack: they are read as missing values.
 ADDED_COLUMNS = frozenset(
-    {"notes", "gpu_index", "limit", *(f"needed_{metric}_bytes" for metric in METRICS)}
+    {
+        "notes",
+        "unknown_bytes",
+        "gpu_index",
+        "limit",
+        *(f"needed_{metric}_bytes" for metric in METRICS),
+    }
 )
 
 
@@ -110,6 +117,7 @@ class Record:
         outcome: How it ended.
         message: Why, when the outcome is not ok.
         notes: What else decides how to read the peaks; a report joins them by "; ".
+        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
         test: The node id of the pytest test that it belongs to, or the command of a program.
         setup: What ran, if it was a setup.
         gpu: The name of the card.
@@ -137,6 +145,7 @@ class Record:
     outcome: Outcome
     message: str = ""
     notes: tuple[str, ...] = ()
+    unknown_bytes: int = 0
     test: str | None = None
     setup: Setup | None = None
     gpu: str | None = None
@@ -174,6 +183,7 @@ class Record:
             outcome=result.outcome,
             message=result.message,
             notes=result.notes,
+            unknown_bytes=result.unknown_bytes,
             test=test,
             setup=result.setup,
             gpu=result.gpu,
@@ -210,6 +220,7 @@ class Record:
             outcome=trace.outcome,
             message=trace.message,
             notes=trace.assumptions,
+            unknown_bytes=trace.unknown_bytes,
             test=test,
             setup=estimate.setup,
             gpu=estimate.gpu,
@@ -275,6 +286,12 @@ class Record:
             versions=document["versions"],
             estimate=Estimate.from_dict(estimate) if estimate else None,
         )
+
+    @property
+    def may_be_over(self) -> bool:
+        """Whether the peak is within its limit, and what the notes leave unknown could exceed it."""
+        peak, limit = self.peak_bytes, self.limit_bytes
+        return peak is not None and limit is not None and peak <= limit < peak + self.unknown_bytes
 
     @property
     def guesses(self) -> tuple[str, ...]:
@@ -364,6 +381,7 @@ class Record:
             "held_before_bytes": self.held_before_bytes,
             "rule_bytes": self.rule_bytes,
             **self.needed.to_dict("needed"),
+            "unknown_bytes": self.unknown_bytes,
             "limit": self.limit,
             "limit_bytes": self.limit_bytes,
             "headroom_bytes": self.headroom_bytes,
@@ -427,6 +445,7 @@ class Record:
 
 
 _PLAIN = (
+    "unknown_bytes",
     "device",
     "source",
     "outcome",

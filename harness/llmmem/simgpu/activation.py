@@ -69,10 +69,12 @@ class Moment:
         guesses: How often the program had decided by a value that is not known (`Guesses.clock`).
         early_answers: How often unfinished work of a side stream had been asked for, and said to
             be done. Only there do figures depend on when such work ends.
+        attention_calls: How often cuDNN had computed an attention.
     """
 
-    guesses: int
-    early_answers: int
+    guesses: int = 0
+    early_answers: int = 0
+    attention_calls: int = 0
 
 
 class SimulatedGpu:
@@ -118,18 +120,27 @@ class SimulatedGpu:
 
     def moment(self) -> Moment:
         """Now, for `notes_since`."""
-        return Moment(self.guesses.clock, self._account.early_answers())
+        return Moment(
+            self.guesses.clock,
+            self._account.early_answers(),
+            self._account.cudnn_attention_calls(),
+        )
 
     def notes_since(self, began: Moment | None) -> tuple[str, ...]:
         """The notes on what has happened since then, by default from the start."""
-        before = began or Moment(0, 0)
-        unknown = self._account.cudnn_attention_unknown()
+        before = began or Moment()
+        unknown = self._account.cudnn_attention_unknown(before.attention_calls)
         attention = () if unknown is None else (cudnn_attention(unknown),)
         asked_for = (f"faults on demand: {self.faults}",) if self.faults != Faults() else ()
         guesses = self.guesses.notes(before.guesses)
         early = (EARLY_ANSWERS,) if self.moment().early_answers > before.early_answers else ()
         late = (LATE,) if self.side_streams == "late" else ()
         return (*guesses, *attention, *NOTES, *compilation.notes(), *asked_for, *early, *late)
+
+    def unknown_bytes_since(self, began: Moment | None) -> int:
+        """Bytes that peaks since then may be higher by, at most, as one of the notes says."""
+        before = began or Moment()
+        return self._account.cudnn_attention_unknown(before.attention_calls) or 0
 
     @property
     def unknown_reads(self) -> int:

@@ -31,9 +31,14 @@ class Account:
             function = getattr(core, name)
             function.argtypes, function.restype = [ctypes.c_int], ctypes.c_size_t
         core.sim_device_at.argtypes, core.sim_device_at.restype = [ctypes.c_int], ctypes.c_int
-        core.sim_cudnn_attention_unknown.argtypes = []
+        core.sim_cudnn_attention_unknown.argtypes = [ctypes.c_uint64]
         core.sim_cudnn_attention_unknown.restype = ctypes.c_int64
-        for name in ("sim_allocations", "sim_early_answers", "sim_unknown_reads"):
+        for name in (
+            "sim_allocations",
+            "sim_cudnn_attention_calls",
+            "sim_early_answers",
+            "sim_unknown_reads",
+        ):
             function = getattr(core, name)
             function.argtypes, function.restype = [], ctypes.c_uint64
         core.sim_reset_peak.argtypes, core.sim_reset_peak.restype = [ctypes.c_int], None
@@ -101,12 +106,19 @@ class Account:
         """The number of allocations of device memory in this process, on all devices."""
         return int(self._core.sim_allocations())
 
-    def cudnn_attention_unknown(self) -> int | None:
+    def cudnn_attention_calls(self) -> int:
+        """How often cuDNN computed an attention."""
+        return int(self._core.sim_cudnn_attention_calls())
+
+    def cudnn_attention_unknown(self, since: int) -> int | None:
         """Bytes that a plan of cuDNN attention may take and the account does not have.
 
         None if cuDNN computed no attention.
+
+        Args:
+            since: Earlier calls are left out (`cudnn_attention_calls`).
         """
-        found = int(self._core.sim_cudnn_attention_unknown())
+        found = int(self._core.sim_cudnn_attention_unknown(since))
         return None if found < 0 else found
 
     def early_answers(self) -> int:

@@ -517,12 +517,32 @@ void sim_pool_trim(int device, size_t keep) {
 
 /* ---- what is not accounted ------------------------------------------------------------------------ */
 
-static int64_t cudnn_attention_unknown = -1;
+/* Each figure so far, with the number of the last call that had it. A program has few of them; if there are
+ * more, the first entry stands for the largest of the rest. */
+static struct {
+    int64_t bytes;
+    uint64_t last_call;
+} attention_figures[64];
+static uint64_t attention_calls;
 
 void sim_note_cudnn_attention(size_t bytes) {
     acquire();
-    if ((int64_t)bytes > cudnn_attention_unknown) cudnn_attention_unknown = (int64_t)bytes;
+    size_t most = sizeof attention_figures / sizeof *attention_figures, i = 0;
+    while (i < most && attention_figures[i].last_call && attention_figures[i].bytes != (int64_t)bytes) i++;
+    if (i == most) i = 0;
+    if ((int64_t)bytes > attention_figures[i].bytes) attention_figures[i].bytes = (int64_t)bytes;
+    attention_figures[i].last_call = ++attention_calls;
     release();
 }
 
-int64_t sim_cudnn_attention_unknown(void) { return cudnn_attention_unknown; }
+uint64_t sim_cudnn_attention_calls(void) { return attention_calls; }
+
+int64_t sim_cudnn_attention_unknown(uint64_t since) {
+    int64_t largest = -1;
+    acquire();
+    for (size_t i = 0; i < sizeof attention_figures / sizeof *attention_figures; i++)
+        if (attention_figures[i].last_call > since && attention_figures[i].bytes > largest)
+            largest = attention_figures[i].bytes;
+    release();
+    return largest;
+}

@@ -84,7 +84,9 @@ SIM_API bool sim_host_processes(const char *directory);
 
 /* Note an attention call by cuDNN whose plan may take up to this many bytes that the account does not have. */
 SIM_API void sim_note_cudnn_attention(size_t bytes);
-/* The largest of these figures so far, or -1 if cuDNN computed no attention. */
-SIM_API int64_t sim_cudnn_attention_unknown(void);
+/* How many of these calls there were. */
+SIM_API uint64_t sim_cudnn_attention_calls(void);
+/* The largest figure of the calls after that number, or -1 if there was none. */
+SIM_API int64_t sim_cudnn_attention_unknown(uint64_t since);
 
 #endif

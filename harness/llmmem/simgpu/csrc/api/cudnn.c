@@ -182,7 +182,9 @@ WORKSPACE_SIZE(cudnnGetConvolutionBackwardFilterWorkspaceSize)
 /* Numbers of cudnnBackendDescriptorType_t, cudnnBackendAttributeName_t, cudnnBackendAttributeType_t. */
 enum {
     ENGINE = 2,
+    CONFIGURATION = 3,
     HEURISTICS = 4,
+    PLAN = 5,
     OPERATION_CONVOLUTION_FORWARD = 10,
     OPERATION_CONVOLUTION_BACKWARD_DATA = 12,
     OPERATION_POINTWISE = 13,
@@ -195,8 +197,10 @@ enum {
     OPERATION_SOFTMAX = 45,
     HEURISTICS_GRAPH = 201,
     HEURISTIC_RESULTS = 202,
+    CONFIGURATION_ENGINE = 300,
     CONFIGURATION_WORKSPACE = 303,
     CONFIGURATION_SHARED_MEMORY = 304,
+    PLAN_CONFIGURATION = 401,
     PLAN_WORKSPACE = 402,
     GRAPH_OPERATIONS = 801,
     GRAPH_ENGINE_COUNT = 802,
@@ -219,8 +223,11 @@ typedef struct attribute {
     struct attribute *next;
 } attribute;
 
+/* Engines, configurations and plans of attention know how many bytes of it are not accounted. */
 typedef struct {
     int type;
+    bool attention;
+    size_t unknown_bytes;
     attribute *attributes;
 } descriptor;
 
@@ -338,20 +345,33 @@ static size_t bytes_before_heads_are_summed(const descriptor *graph) {
 }
 
 /* A graph may be a part of another one: whether there is an engine for it is asked of the whole. */
-static int find_engine(const descriptor *graph) {
+static int find_engine(descriptor *asking, const descriptor *graph) {
     if (is_convolution(graph)) return SUCCESS;
     if (!is_attention(graph))
         return refuse(": of cuDNN's graphs only convolutions and attention are simulated "
                       "(attention: TORCH_CUDNN_SDPA_DEPRIORITIZED=1 makes PyTorch take another kernel)");
-    sim_note_cudnn_attention(bytes_before_heads_are_summed(graph));
+    asking->attention = true;
+    asking->unknown_bytes = bytes_before_heads_are_summed(graph);
     return SUCCESS;
+}
+
+/* A plan outlives the graph that it is for: what is to be known of that one is handed on. */
+static void inherit(descriptor *d, const descriptor *from) {
+    if (!from || !from->attention) return;
+    d->attention = true;
+    d->unknown_bytes = from->unknown_bytes;
 }
 
 int cudnnBackendFinalize(descriptor *d) {
     const attribute *graph = NULL;
     if (d->type == HEURISTICS) graph = find(d, HEURISTICS_GRAPH);
     if (d->type == ENGINE) graph = find(d, ENGINE_GRAPH);
-    return graph ? find_engine(*(descriptor **)graph->data) : SUCCESS;
+    if (graph) return find_engine(d, *(descriptor **)graph->data);
+    const attribute *source = NULL;
+    if (d->type == CONFIGURATION) source = find(d, CONFIGURATION_ENGINE);
+    if (d->type == PLAN) source = find(d, PLAN_CONFIGURATION);
+    if (source) inherit(d, *(descriptor **)source->data);
+    return SUCCESS;
 }
 
 /* The frontend asks for some engines of attention by their number. */
@@ -366,6 +386,7 @@ int cudnnBackendGetAttribute(const descriptor *d, int name, int type, int64_t re
         name == PLAN_WORKSPACE || name == ENGINE_INDEX || name == GRAPH_ENGINE_COUNT)
         count = 1;
     if (returned) *returned = count;
+    if (values && requested && name == HEURISTIC_RESULTS) inherit(*(descriptor **)values, d);
     if (!values || type == TYPE_DESCRIPTOR) return SUCCESS;
     if (count > requested) count = requested;
     size_t bytes = (size_t)count * size_of_type(type);
@@ -379,7 +400,8 @@ int cudnnBackendGetAttribute(const descriptor *d, int name, int type, int64_t re
 
 /* Which of the tensors are results is not looked up: nothing is known of any of them from here on. */
 int cudnnBackendExecute(void *h, const descriptor *plan, const descriptor *pack) {
-    (void)h, (void)plan;
+    (void)h;
+    if (plan->attention) sim_note_cudnn_attention(plan->unknown_bytes);
     const attribute *pointers = find(pack, PACK_POINTERS);
     for (int64_t i = 0; pointers && i < pointers->count; i++) sim_invalidate(((uintptr_t *)pointers->data)[i]);
     return SUCCESS;
