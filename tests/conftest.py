@@ -36,10 +36,12 @@ def run_pytest(
     pytester: pytest.Pytester, clean_environment: None
 ) -> Callable[..., pytest.RunResult]:
     """Runs a test file in a process of its own, warnings being errors."""
+    # anyio comes with huggingface_hub: importing its plugin takes as long as importing pytest.
+    without = ("-p", "no:cacheprovider", "-p", "no:anyio")
 
     def run(source: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=source)
-        return pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_subprocess("-W", "error", *without, *arguments)
 
     return run
 
