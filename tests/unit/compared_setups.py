@@ -51,10 +51,10 @@ SETUPS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     simgpu.activate(CARD)
-    # What every setup needs, once. Not PEFT: it would use CUDA before the fork.
-    import accelerate  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
+    from llmmem.execution.preload import preload
 
+    for keys in SETUPS.values():  # once, and not in every child
+        preload(Setup.from_mapping(keys))
     print(json.dumps({name: in_child(keys) for name, keys in SETUPS.items()}))  # noqa: T201
 
 

@@ -36,6 +36,11 @@ simgpu.activate("l40s")
 
 import torch
 
+from llmmem import Setup
+from llmmem.execution.preload import preload
+
+preload(Setup(model="HuggingFaceTB/SmolLM2-135M", method="qlora"))  # what most of them import
+
 for name, program in runpy.run_path(sys.argv[1])["PROGRAMS"].items():
     child = os.fork()
     if not child:

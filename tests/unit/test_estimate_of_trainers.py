@@ -37,7 +37,14 @@ from llmmem import simgpu
 simgpu.activate("l40s")
 
 import torch
-import transformers
+
+from llmmem import Setup
+from llmmem.execution.preload import preload
+
+# What most of them import. PEFT and bitsandbytes must not find CUDA by themselves, before the fork.
+preload(Setup(model="HuggingFaceTB/SmolLM2-135M", method="qlora"))
+
+from transformers import Trainer
 
 for name, make in runpy.run_path(sys.argv[1])["TRAINERS"].items():
     child = os.fork()
