@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -20,6 +21,12 @@ pytest_plugins = ["pytester"]
 CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
 PEFT_OF_THE_OLD_NAME = Version("0.21.2")
+
+
+def pytest_collection_finish() -> None:
+    """What the test files import stays: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

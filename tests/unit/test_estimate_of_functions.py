@@ -26,6 +26,7 @@ FILE = Path(__file__).with_name("cuda_programs.py")
 PROGRAMS = runpy.run_path(str(FILE))["PROGRAMS"]
 # Each in a process of its own, which finds a fresh GPU.
 RUN = """
+import gc
 import os
 import runpy
 import sys
@@ -40,6 +41,7 @@ from llmmem import Setup
 from llmmem.execution.preload import preload
 
 preload(Setup(model="HuggingFaceTB/SmolLM2-135M", method="qlora"))  # what most of them import
+gc.freeze()
 
 for name, program in runpy.run_path(sys.argv[1])["PROGRAMS"].items():
     child = os.fork()

@@ -28,6 +28,7 @@ MADE = runpy.run_path(str(FILE))
 TRAINERS = MADE["TRAINERS"]
 # Each in a process of its own, which finds a fresh GPU.
 RUN = """
+import gc
 import os
 import runpy
 import sys
@@ -46,6 +47,7 @@ preload(Setup(model="HuggingFaceTB/SmolLM2-135M", method="qlora"))
 
 from transformers import Trainer
 
+gc.freeze()
 for name, make in runpy.run_path(sys.argv[1])["TRAINERS"].items():
     child = os.fork()
     if not child:
