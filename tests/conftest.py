@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from packaging.version import Version
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ def run_pytest(
         return pytester.runpytest_subprocess("-W", "error", *without, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], str]:
+    """Calls a function once for each name, also where workers of pytest-xdist share the tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return lambda name, function: function()
+    directory = tmp_path_factory.getbasetemp().parent
+
+    def call(name: str, function: Callable[[], str]) -> str:
+        shared = directory / f"{name}.txt"
+        with FileLock(f"{shared}.lock"):
+            if not shared.is_file():
+                shared.write_text(function(), encoding="utf-8")
+        return shared.read_text(encoding="utf-8")
+
+    return call
 
 
 @pytest.fixture

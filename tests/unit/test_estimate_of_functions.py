@@ -61,11 +61,17 @@ def estimated(function: Callable[[], object]) -> llmmem.Trace:
     return trace
 
 
-@pytest.fixture(scope="module")
-def peaks_of_runs(simulated_gpu: None) -> dict[str, tuple[int, int]]:
+def run_all() -> str:
     program = [sys.executable, "-c", RUN, str(FILE)]
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
-    words = [line.split() for line in done.stdout.splitlines() if line.startswith("peaks ")]
+    return subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def peaks_of_runs(
+    simulated_gpu: None, once: Callable[[str, Callable[[], str]], str]
+) -> dict[str, tuple[int, int]]:
+    lines = once("functions", run_all).splitlines()
+    words = [line.split() for line in lines if line.startswith("peaks ")]
     return {name: (int(allocated), int(reserved)) for _, name, allocated, reserved in words}
 
 
