@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from packaging.version import Version
 
 if TYPE_CHECKING:
@@ -20,6 +22,12 @@ pytest_plugins = ["pytester"]
 CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
 PEFT_OF_THE_OLD_NAME = Version("0.21.2")
+
+
+def pytest_collection_finish() -> None:
+    """What the test files import stays: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -36,12 +44,31 @@ def run_pytest(
     pytester: pytest.Pytester, clean_environment: None
 ) -> Callable[..., pytest.RunResult]:
     """Runs a test file in a process of its own, warnings being errors."""
+    # anyio comes with huggingface_hub: importing its plugin takes as long as importing pytest.
+    without = ("-p", "no:cacheprovider", "-p", "no:anyio")
 
     def run(source: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=source)
-        return pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_subprocess("-W", "error", *without, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], str]:
+    """Calls a function once for each name, also where workers of pytest-xdist share the tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return lambda name, function: function()
+    directory = tmp_path_factory.getbasetemp().parent
+
+    def call(name: str, function: Callable[[], str]) -> str:
+        shared = directory / f"{name}.txt"
+        with FileLock(f"{shared}.lock"):
+            if not shared.is_file():
+                shared.write_text(function(), encoding="utf-8")
+        return shared.read_text(encoding="utf-8")
+
+    return call
 
 
 @pytest.fixture

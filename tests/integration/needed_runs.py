@@ -26,17 +26,22 @@ def main(card: str, *setups: str) -> None:
     gpu = find_gpu(card)
     reserve = gpu.nvml_total_bytes - gpu.total_bytes
     simgpu.activate(replace(gpu, total_bytes=MEMORY, nvml_total_bytes=MEMORY + reserve))
-    print(json.dumps([in_child(card, json.loads(keys)) for keys in setups]))  # noqa: T201
+    from llmmem.execution.preload import preload
+
+    given = [Setup.from_mapping(json.loads(keys)) for keys in setups]
+    for setup in given:  # once, and not in every child
+        preload(setup)
+    print(json.dumps([in_child(card, setup) for setup in given]))  # noqa: T201
 
 
-def in_child(card: str, keys: dict[str, Any]) -> dict[str, Any]:
+def in_child(card: str, setup: Setup) -> dict[str, Any]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             from llmmem.measurement.run import run_here
 
-            result = run_here(Setup.from_mapping(keys), parse_device(f"sim:{card}"))
+            result = run_here(setup, parse_device(f"sim:{card}"))
             with os.fdopen(writing, "w", encoding="utf-8") as pipe:
                 json.dump({"outcome": result.outcome, **result.peaks.to_dict()}, pipe)
         finally:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYERS, KEY_HEADS, HEAD_DIM, TWO_BYTES = 2, 4, 64, 2
+MANY = 256  # tokens
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +71,30 @@ def test_what_a_static_cache_adds_is_its_bytes_exactly(runner: Runner, llama: Pa
     # It is there from the first token on, with room for the last: the peak of the prefill has all
     # of it, and nothing else in that peak depends on the tokens that are to come. (Up to 1 MiB a
     # block has the size that was asked for; cut from larger ones, it may be longer.)
-    one, many = (generate(runner, llama, tokens, kv_cache="static") for tokens in (1, 512))
+    one, many = (generate(runner, llama, tokens, kv_cache="static") for tokens in (1, MANY))
     assert one.peaks.allocated is not None
     assert many.peaks.allocated is not None
-    added = cache_bytes(64 + 512) - cache_bytes(64 + 1)
-    assert added == 511 * 2 * LAYERS * KEY_HEADS * HEAD_DIM * TWO_BYTES
+    added = cache_bytes(64 + MANY) - cache_bytes(64 + 1)
+    assert added == (MANY - 1) * 2 * LAYERS * KEY_HEADS * HEAD_DIM * TWO_BYTES
     assert many.peaks.allocated - one.peaks.allocated == added
 
 
 def test_what_a_dynamic_cache_adds_is_its_bytes_and_one_copy(runner: Runner, llama: Path) -> None:
     # It grows by concatenation: the last tensor of a layer is there twice for a moment. Ids and
     # positions, 8 bytes a token each, are twice there too.
-    one, many = (generate(runner, llama, tokens) for tokens in (1, 512))
+    one, many = (generate(runner, llama, tokens) for tokens in (1, MANY))
     decodes = [result.phases[-1].peaks.allocated for result in (one, many)]
     assert None not in decodes
-    added = cache_bytes(64 + 512) - cache_bytes(64 + 1)
+    added = cache_bytes(64 + MANY) - cache_bytes(64 + 1)
     copy = added // (2 * LAYERS)
     grown = decodes[1] - decodes[0]  # type: ignore[operator]
-    assert added <= grown <= added + copy + 4 * 8 * 512
+    assert added <= grown <= added + copy + 4 * 8 * MANY
 
 
 def test_the_cache_counts_as_activations(runner: Runner, llama: Path) -> None:
-    decode = generate(runner, llama, 512, kv_cache="static").phases[-1].components
+    decode = generate(runner, llama, MANY, kv_cache="static").phases[-1].components
     assert decode is not None
-    assert decode.activations >= cache_bytes(64 + 512)
+    assert decode.activations >= cache_bytes(64 + MANY)
     assert decode.gradients == decode.optimizer == 0
 
 

@@ -16,7 +16,7 @@ from llmmem.results import METRICS
 from llmmem.setups import Setup
 
 RUNS = Path(__file__).parent / "needed_runs.py"
-FULL = Setup(model="meta-llama/Llama-3.1-8B")
+FULL = Setup(model="meta-llama/Llama-3.1-8B", steps=1)
 QLORA = Setup(
     model="EleutherAI/pythia-70m",
     method="qlora",
@@ -28,7 +28,8 @@ QLORA = Setup(
 
 @pytest.mark.skipif(bool(simgpu.check()), reason="the simulated GPU does not work here")
 def test_a_step_needs_what_it_takes_on_a_card_that_is_large_enough() -> None:
-    command = [sys.executable, "-m", "llmmem", "estimate", FULL.model, "--gpu=rtx4090", "--json"]
+    arguments = [FULL.model, "--steps=1", "--gpu=rtx4090", "--json"]
+    command = [sys.executable, "-m", "llmmem", "estimate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     traces = [json.loads(done.stdout)["trace"], estimate(QLORA, "rtx4090").to_dict()["trace"]]

@@ -85,48 +85,40 @@ def test_by_itself_it_takes_the_simulated_gpu_in_a_process_of_its_own(
     assert whole["test_it.py::test_estimate_alone"]["limit_bytes"] is None
 
 
+TOO_LARGE = """
+    MODEL = {"model": "openai-community/gpt2", "seq_len": 1024, "method": "full"}
+
+    @pytest.mark.max_vram("500GiB")
+    def test_run_does_not_fit(vram):
+        vram.run({**MODEL, "batch_size": 128})
+
+    @pytest.mark.max_vram("20GiB")
+    def test_estimate_does_not_fit(vram):
+        assert vram.estimate({**MODEL, "batch_size": 64}, gpu="t4").trace.outcome == "oom"
+"""
+
+
 def test_estimates_are_held_to_limits_where_that_was_asked_for(
     run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     pytester.makefile(".toml", gpt2='model = "openai-community/gpt2"\nseq_len = 64')
-    result = run_pytest(GATED, "-v", "--llmmem-device=estimate", "-k", "not invalid")
+    result = run_pytest(GATED + TOO_LARGE, "-v", "--llmmem-device=estimate", "-k", "not invalid")
     assert outcomes(result) == {
         "test_within": "PASSED",
         "test_over": "FAILED",
         "test_estimate_alone": "PASSED",
         "test_nothing_to_hold_it_to": "PASSED",
+        "test_run_does_not_fit": "FAILED",
+        "test_estimate_does_not_fit": "FAILED",
     }
-    result.stdout.fnmatch_lines(
-        ["llmmem: 3 gated = 0 measured + 0 simulated + 3 estimated, 0 not measured"]
-    )
-
-
-TOO_LARGE = """
-    import pytest
-
-    SETUP = {"model": "openai-community/gpt2", "seq_len": 1024, "method": "full"}
-
-    @pytest.mark.max_vram("500GiB")
-    def test_run(vram):
-        vram.run({**SETUP, "batch_size": 128})
-
-    @pytest.mark.max_vram("20GiB")
-    def test_estimate(vram):
-        assert vram.estimate({**SETUP, "batch_size": 64}, gpu="t4").trace.outcome == "oom"
-"""
-
-
-def test_an_estimate_that_does_not_fit_its_card_fails_with_what_is_needed(
-    run_pytest: Callable[..., pytest.RunResult],
-) -> None:
-    result = run_pytest(TOO_LARGE, "-v", "--llmmem-device=estimate")
-    assert outcomes(result) == {"test_run": "FAILED", "test_estimate": "FAILED"}
     result.stdout.fnmatch_lines_random(
         [
+            # One that does not fit its card fails with what is needed.
             "outcome oom: needs * GiB, has 79.18 GiB: out of memory: *",
             "  fits         *b200*, by memory alone",
             # Only 14.56 GiB are on the card: they are no reason to pass.
             "needed process * GiB is over the limit of 20.00 GiB by * GiB",
+            "llmmem: 5 gated = 0 measured + 0 simulated + 5 estimated, 0 not measured",
         ]
     )
 

@@ -42,7 +42,7 @@ TRAINING = """
 """
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
 def test_a_plain_training_test_passes_under_its_limit_and_fails_over_it(
     run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester, workers: str
 ) -> None:

@@ -69,14 +69,13 @@ def test_weights_gradients_and_adam_state_of_full_fine_tuning_are_what_the_param
 
 
 @needs_simulated_gpu
-def test_out_of_memory_is_a_result_with_the_words_of_torch_and_the_next_run_is_unharmed():
-    with Runner("sim:rtx4090") as runner:
-        result = runner.run(Setup(model="meta-llama/Llama-3.1-8B"), estimate=False)
-        assert result.outcome == "oom"
-        assert "CUDA out of memory. Tried to allocate" in result.message
-        assert result.peaks.allocated is not None
-        after = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)
-        assert after.outcome == "ok"
+def test_out_of_memory_is_a_result_with_the_words_of_torch_and_the_next_run_is_unharmed(runner):
+    result = runner.run(Setup(model="meta-llama/Llama-3.1-70B"), estimate=False)
+    assert result.outcome == "oom"
+    assert "CUDA out of memory. Tried to allocate" in result.message
+    assert result.peaks.allocated is not None
+    after = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128), estimate=False)
+    assert after.outcome == "ok"
 
 
 @needs_simulated_gpu
@@ -163,15 +162,9 @@ def test_the_allocator_settings_of_the_setup_are_in_force(runner):
 
 
 @needs_simulated_gpu
-def test_a_run_that_cannot_be_estimated_says_why():
-    with Runner("sim:h100") as runner:
-        setup = Setup(
-            model=LLAMA,
-            mode="forward",
-            seq_len=128,
-            parallel={"strategy": "ddp", "world_size": 2},
-        )
-        result = runner.run(setup)
+def test_a_run_that_cannot_be_estimated_says_why(runner):
+    parallel = {"strategy": "ddp", "world_size": 2}
+    result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128, parallel=parallel))
     assert result.outcome == "ok", result.message
     assert result.estimate is not None
     assert result.estimate.trace.outcome == "unsupported"

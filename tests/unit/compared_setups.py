@@ -1,20 +1,26 @@
 """Traces and runs of a named set of setups, compared allocation by allocation.
 
 Prints a JSON object: for each name None, or the first difference. Each setup has a process of its own.
+Deep models have their first layers only: the rest of them repeats what these do.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
+from llmmem.catalogue.models import find_model
 from llmmem.setups import Setup
 
 CARD = "a100-80gb"
+LAYERS = 6
 SETUPS: dict[str, dict[str, Any]] = {
     "full": {"model": "EleutherAI/pythia-70m", "batch_size": 2},
     "lora": {"model": "HuggingFaceTB/SmolLM2-135M", "method": "lora", "max_grad_norm": 1.0},
@@ -51,20 +57,42 @@ SETUPS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     simgpu.activate(CARD)
-    # What every setup needs, once. Not PEFT: it would use CUDA before the fork.
-    import accelerate  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
+    from llmmem.execution.preload import preload
 
-    print(json.dumps({name: in_child(keys) for name, keys in SETUPS.items()}))  # noqa: T201
+    with TemporaryDirectory() as directory:
+        setups = {
+            name: Setup.from_mapping(
+                {"seq_len": 512, **keys, "model": shallow(keys["model"], Path(directory))}
+            )
+            for name, keys in SETUPS.items()
+        }
+        for setup in setups.values():  # once, and not in every child
+            preload(setup)
+        gc.freeze()
+        found = {name: in_child(setup) for name, setup in setups.items()}
+    print(json.dumps(found))  # noqa: T201
 
 
-def in_child(keys: dict[str, Any]) -> str | None:
+def shallow(model: str, directory: Path) -> str:
+    """The path of the model's config, with fewer layers if it has many."""
+    entry = find_model(model)
+    assert entry is not None
+    config = json.loads(entry.path.read_text(encoding="utf-8"))
+    for key in ("num_hidden_layers", "n_layer"):
+        if key in config:
+            config[key] = min(config[key], LAYERS)
+    path = directory / entry.path.name
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+def in_child(setup: Setup) -> str | None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             with os.fdopen(writing, "w", encoding="utf-8") as pipe:
-                json.dump(difference(keys), pipe)
+                json.dump(difference(setup), pipe)
         finally:
             sys.stderr.flush()
             os._exit(0)
@@ -76,11 +104,11 @@ def in_child(keys: dict[str, Any]) -> str | None:
     return found
 
 
-def difference(keys: dict[str, Any]) -> str | None:
+def difference(setup: Setup) -> str | None:
     from llmmem.validation.diff import compare
 
     try:
-        found = compare(Setup.from_mapping({"seq_len": 512, **keys}), find_gpu(CARD))
+        found = compare(setup, find_gpu(CARD))
     except Exception as error:  # it is told
         return f"{type(error).__name__}: {error}"
     at = found.difference

@@ -81,6 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)  # FRoD decomposes small matrices on the host
     Path(TINY).write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
     save_experts(Setup(model=TINY, seq_len=32))
+    gc.freeze()  # what is imported stays: collections, of which each run makes one, need not look
     adapters = methods(TINY_CONFIG["hidden_size"], TINY_CONFIG["num_hidden_layers"])
     json.dump({name: both(adapter) for name, adapter in adapters.items()}, sys.stdout)
 

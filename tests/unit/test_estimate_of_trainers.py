@@ -21,6 +21,8 @@ from llmmem.estimation.functions import trace_function
 from llmmem.units import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import Trainer
 
 FILE = Path(__file__).with_name("trainer_programs.py")
@@ -28,6 +30,7 @@ MADE = runpy.run_path(str(FILE))
 TRAINERS = MADE["TRAINERS"]
 # Each in a process of its own, which finds a fresh GPU.
 RUN = """
+import gc
 import os
 import runpy
 import sys
@@ -37,8 +40,16 @@ from llmmem import simgpu
 simgpu.activate("l40s")
 
 import torch
-import transformers
 
+from llmmem import Setup
+from llmmem.execution.preload import preload
+
+# What most of them import. PEFT and bitsandbytes must not find CUDA by themselves, before the fork.
+preload(Setup(model="HuggingFaceTB/SmolLM2-135M", method="qlora"))
+
+from transformers import Trainer
+
+gc.freeze()
 for name, make in runpy.run_path(sys.argv[1])["TRAINERS"].items():
     child = os.fork()
     if not child:
@@ -61,11 +72,17 @@ def estimated(what: Any) -> tuple[int | None, int | None]:
     return trace.peaks.allocated, trace.peaks.reserved
 
 
-@pytest.fixture(scope="module")
-def peaks_of_runs(simulated_gpu: None) -> dict[str, tuple[int, int]]:
+def run_all() -> str:
     program = [sys.executable, "-c", RUN, str(FILE)]
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
-    words = [line.split() for line in done.stdout.splitlines() if line.startswith("peaks ")]
+    return subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def peaks_of_runs(
+    simulated_gpu: None, once: Callable[[str, Callable[[], str]], str]
+) -> dict[str, tuple[int, int]]:
+    lines = once("trainers", run_all).splitlines()
+    words = [line.split() for line in lines if line.startswith("peaks ")]
     return {name: (int(allocated), int(reserved)) for _, name, allocated, reserved in words}
 
 

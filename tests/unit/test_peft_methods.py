@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PROGRAM = Path(__file__).with_name("peft_methods_here.py")
@@ -28,19 +29,28 @@ pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
 
 @pytest.fixture(scope="module")
-def outcomes(simulated_gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def outcomes(
+    simulated_gpu: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[[str, Callable[[], str]], str],
+) -> Outcomes:
+    directory = tmp_path_factory.mktemp("peft")
+    found: Outcomes = json.loads(once("peft", lambda: run_methods(directory)))
+    return found
+
+
+def run_methods(directory: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(PROGRAM)],
         capture_output=True,
         text=True,
         check=False,
         timeout=600,
-        cwd=tmp_path_factory.mktemp("peft"),
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
     )
     assert done.returncode == 0, done.stderr
-    found: Outcomes = json.loads(done.stdout)
-    return found
+    return done.stdout
 
 
 def test_every_type_of_peft_but_one_takes_a_training_step(outcomes: Outcomes) -> None:

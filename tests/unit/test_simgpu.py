@@ -8,13 +8,16 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 from llmmem.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCENARIOS = Path(__file__).with_name("simgpu_scenarios.py")
 TRACES = Path(__file__).parents[1] / "data" / "allocator"
@@ -28,13 +31,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def outcomes() -> dict[str, dict[str, Any]]:
+def run_scenarios() -> str:
     done = subprocess.run(
         [sys.executable, str(SCENARIOS)], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def outcomes(once: Callable[[str, Callable[[], str]], str]) -> dict[str, dict[str, Any]]:
+    return json.loads(once("simgpu", run_scenarios))
 
 
 @pytest.fixture

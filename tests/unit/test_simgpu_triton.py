@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from filelock import FileLock
 
 from llmmem import simgpu
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import BuiltLibraries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCENARIOS = Path(__file__).with_name("simgpu_triton_scenarios.py")
 MIB = 2**20
@@ -37,16 +39,11 @@ def run_scenarios(cache: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the scenarios gave; they run once, also when workers of pytest-xdist share the tests."""
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory, once: Callable[[str, Callable[[], str]], str]
+) -> dict[str, dict[str, Any]]:
     cache = tmp_path_factory.mktemp("cache")
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return json.loads(run_scenarios(cache))
-    shared = tmp_path_factory.getbasetemp().parent / "triton.json"
-    with FileLock(f"{shared}.lock"):
-        if not shared.is_file():
-            shared.write_text(run_scenarios(cache))
-    return json.loads(shared.read_text())
+    return json.loads(once("triton", lambda: run_scenarios(cache)))
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from llmmem import Runner, Setup, UnsupportedError
+from llmmem import Runner, RunResult, Setup, UnsupportedError
 from llmmem.versions import library_versions
 
 MODEL = str(Path(__file__).parents[1] / "data" / "tiny_llama.json")
@@ -30,17 +32,23 @@ SETUPS: dict[str, tuple[str, dict[str, Any]]] = {
 def rows() -> list[dict[str, Any]]:
     versions = {key: library_versions()[key] for key in VERSIONS}
     return [
-        versions | {"setup": name, "device": device} | peaks(device, keys)
-        for name, (device, keys) in SETUPS.items()
+        versions | {"setup": name, "device": device} | found
+        for device, group in groupby(SETUPS, key=lambda name: SETUPS[name][0])
+        for name, found in peaks(device, list(group)).items()
     ]
 
 
-def peaks(device: str, keys: dict[str, Any]) -> dict[str, Any]:
-    try:
-        with Runner(device) as runner:
-            result = runner.run(Setup(model=MODEL, seq_len=1024, **keys))
-    except UnsupportedError:  # this PyTorch has no kernels for the card
-        return {"outcome": "unsupported"}
+def peaks(device: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """What the setups of one device take, by their names."""
+    found: dict[str, dict[str, Any]] = {name: {"outcome": "unsupported"} for name in names}
+    # Where this PyTorch has no kernels for the card, nothing runs.
+    with suppress(UnsupportedError), Runner(device) as runner:
+        for name in names:
+            found[name] = figures(runner.run(Setup(model=MODEL, seq_len=1024, **SETUPS[name][1])))
+    return found
+
+
+def figures(result: RunResult) -> dict[str, Any]:
     assert result.estimate is not None
     trace = result.estimate.trace.peaks
     return {
