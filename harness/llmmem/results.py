@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmmem.setups import Setup
@@ -32,7 +32,6 @@ Outcome = Literal["ok", "oom", "crashed", "timeout", "unsupported"]
 
 PHASES = ("load", "forward", "backward", "optimizer", "prefill", "decode")
 METRICS = ("allocated", "reserved", "process")
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "temporaries")
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,9 @@ class Components:
     def total(self) -> int:
         """The sum in bytes."""
         return sum(asdict(self).values())
+
+
+COMPONENTS = tuple(each.name for each in fields(Components))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmmem.results import COMPONENTS
 from llmmem.versions import library_versions
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["summary"]
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "temporaries")
 HEADERS = (
     "setups", "equal", "median", "p95", "worst", "bias", "under-estimates",
 )  # fmt: skip
