@@ -27,7 +27,7 @@ import gc
 import json
 import os
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from llmmem.execution.parents import end_with_parent
 from llmmem.setups import Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import TextIO
 
     from llmmem.execution.forks import Fork
@@ -76,20 +76,19 @@ def _prepare(device: Device) -> None:
     """Load the simulated GPU if asked for, then what every job needs."""
     # Up to PyTorch 2.8, importing bitsandbytes starts a pool of compilers, which nothing here uses.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    if device.kind == "sim":
-        from llmmem import simgpu
+    with _kept():
+        if device.kind == "sim":
+            from llmmem import simgpu
 
-        simgpu.activate(device.gpu or "", count=device.count)
+            simgpu.activate(device.gpu or "", count=device.count)
 
-        import torch
+            import torch
 
-        # A run computes little on the host, and OpenMP's threads keep the cores busy while they wait.
-        torch.set_num_threads(1)
-    # What PEFT and every model need, which is most of what importing them costs.
-    import accelerate  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
-
-    _keep()
+            # A run computes little on the host, and OpenMP's threads keep the cores busy as they wait.
+            torch.set_num_threads(1)
+        # What PEFT and every model need, which is most of what importing them costs.
+        import accelerate  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
 
 
 def _share(device: Device, job: Mapping[str, Any]) -> None:
@@ -98,17 +97,25 @@ def _share(device: Device, job: Mapping[str, Any]) -> None:
         return
     from llmmem.execution.preload import preload
 
-    known = len(sys.modules)
-    with suppress(InputError):  # the child says so
+    with _kept(), suppress(InputError):  # the child says so
         preload(Setup.from_mapping(job["setup"]))
-    if len(sys.modules) > known:
-        _keep()
 
 
-def _keep() -> None:
-    """What is alive now stays: children need not look at it, nor copy its pages."""
-    gc.collect()
-    gc.freeze()
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Modules that are imported inside stay: children do not look for garbage in them.
+
+    Neither does this process while it imports them, which would take a quarter of the time.
+    """
+    known = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:
+            gc.collect()
+            gc.freeze()
+        gc.enable()
 
 
 def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
