@@ -1,4 +1,8 @@
-"""The hooks of a session that measures; `pytest_llmmem.plugin` registers them where one does."""
+"""The hooks of a session that measures; `pytest_llmmem.plugin` registers them where one does.
+
+They may be registered before pytest's own plugins or after the collection. Wrappers around a test's phases
+are therefore the innermost (``trylast``): an error of theirs leaves no other wrapper half done.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         session.close()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Read the marker first of all."""
     session = item.config.stash[SESSION]
@@ -64,14 +68,14 @@ class _BeforeFixtures:
         item.stash[GATE].before_fixtures()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Measure the call."""
     with item.stash[GATE].call():
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Measure the teardown, if it counts."""
     with item.stash[GATE].teardown():
