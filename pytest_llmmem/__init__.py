@@ -1,3 +1,3 @@
-"""The pytest plugin of llmmem; `pytest_llmmem.plugin` holds its hooks."""
+"""The pytest plugin of llmmem; `pytest_llmmem.plugin` is its entry point."""
 
 from __future__ import annotations

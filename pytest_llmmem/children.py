@@ -1,4 +1,4 @@
-"""Processes that tests start: they have the device of the session, and count for the test."""
+"""Processes that tests start: they use the simulated GPUs of the session and count towards the test."""
 
 from __future__ import annotations
 

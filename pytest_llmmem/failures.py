@@ -1,4 +1,4 @@
-"""What the error of a test says: that memory ran out, or that values differ."""
+"""Classifies the error of a test: out of memory, or a comparison of values that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fixture `vram` gives to a test."""
+"""The object that the fixture `vram` returns."""
 
 from __future__ import annotations
 

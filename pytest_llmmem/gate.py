@@ -1,4 +1,4 @@
-"""One test: what is measured while it runs, and what it is held to."""
+"""Measures one test and holds it to its limit."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Gate:
         return skipped_at(error, f"{SIMULATED_VALUES}: {first_line(error)}")
 
     def leave(self) -> None:
-        """Leave what the reports carry, whatever has become of the test."""
+        """Store the records in the user properties of the reports, whatever the outcome."""
         left = TestRecords(tuple(self._records), self._outcome(), self._compared_values)
         store(self._item.user_properties, left)
 
@@ -230,7 +230,7 @@ class Gate:
         return _failed(message) if is_failure else pytest.skip.Exception(message)
 
     def _judgement(self, when: str) -> BaseException | None:
-        """What a phase that passed by itself comes to."""
+        """The verdict on a phase that raised nothing."""
         if when == "call":
             verdict = self._judgement_of_call()
             self._has_passed = verdict is None

@@ -26,7 +26,7 @@ __all__ = ["begin"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what lets go of leftovers, and what reports at the end."""
+    """Register the plugins that release leftovers and that report at the end."""
     session = begin(config, config.option)
     if not runs_tests(config):
         return
@@ -48,7 +48,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Read the marker first of all."""
+    """Read the marker before anything else runs."""
     session = item.config.stash[SESSION]
     gate = item.stash[GATE] = Gate(item, session)
     if not runs_tests(item.config):
@@ -61,10 +61,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 
 class _BeforeFixtures:
-    """What is done after pytest's own skip marks had their say, and before the first fixture."""
+    """Runs after pytest has evaluated skip marks, and before the first fixture."""
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """See that the test can be measured at all."""
+        """Check that the test can be measured."""
         item.stash[GATE].before_fixtures()
 
 
@@ -105,7 +105,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Note the fixtures that read values which a simulated GPU does not know."""
+    """Note the fixtures that read values unknown to a simulated GPU."""
     reads = request.config.stash[SESSION].value_reads
     before = reads.now()
     try:

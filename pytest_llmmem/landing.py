@@ -1,4 +1,4 @@
-"""Where a debugger lands when a test fails for its memory: in the test, not in the plugin."""
+"""Makes the debugger stop in the test, not in the plugin, when a test exceeds its limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _place(item: pytest.Item) -> TracebackType | None:
-    """A traceback whose only frame is at the test's function; ``None`` if it has none."""
+    """A traceback with one frame, at the test's function; ``None`` if the item has no function."""
     function = getattr(item, "function", None)
     if not inspect.isfunction(function):
         return None

@@ -1,4 +1,4 @@
-"""What tests leave behind in this process, and how the next test is kept from seeing it."""
+"""Releases the GPU memory that tests leave behind, so that later tests do not see it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GEN
 
 
 class Leftovers:
-    """Lets go of the GPU memory that earlier tests hold, so that figures do not depend on the order.
+    """Releases the GPU memory that earlier tests hold, so that figures do not depend on the order.
 
     It is held in three ways: cached, where a fixture that outlives its test can pin it; by the
     frames of failed tests, which live as long as anyone has the exception; and by cyclic garbage.
@@ -42,7 +42,7 @@ class Leftovers:
         self._frozen_modules = 0
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """See whether any test is about memory."""
+        """Check whether any test is about memory."""
         self._measures = self._measures or any(map(_is_about_memory, session.items))
         if self._measures:
             self._freeze()
@@ -61,7 +61,7 @@ class Leftovers:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        """Let go of what the last test raised; its reports have been made and shown by now."""
+        """Release the exceptions of the last test, whose reports have been made and shown by now."""
         errors, self._errors = self._errors, []
         if not errors or not _cuda_in_use():
             return
@@ -195,7 +195,7 @@ def _cuda_in_use() -> bool:
 
 
 def _forget_last_failure() -> None:
-    """Let go of the last test that failed, as pytest itself does when the next call begins."""
+    """Forget the last test that failed, as pytest itself does when the next call begins."""
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)

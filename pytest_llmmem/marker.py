@@ -1,4 +1,4 @@
-"""The marker `max_vram`: what a test may take."""
+"""The marker `max_vram`: the limit on the memory of a test."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def max_vram(
         metric: ``process`` (all that the process holds), ``reserved`` or ``allocated``.
         scope: ``call`` (the test function) or ``test`` (its fixtures as well, until the last of them
             is torn down).
-        tolerance: Only for growth over a baseline, which there is none of.
+        tolerance: Reserved for growth over a baseline; not supported yet.
 
     Raises:
         InputError: A value that is not accepted, or not exactly one of `limit` and `gpu`.

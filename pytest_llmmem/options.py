@@ -1,6 +1,6 @@
-"""What the plugin registers with pytest: options, keys of the ini file, and the marker.
+"""The options, ini keys and the marker that the plugin registers with pytest.
 
-Every session imports this, also those that never measure anything, so it imports next to nothing.
+Every session imports this module, including those that never measure anything, so it imports very little.
 """
 
 from __future__ import annotations

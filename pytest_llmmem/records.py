@@ -1,4 +1,4 @@
-"""What a test's report carries: its records and what became of its gate, as plain text.
+"""Records and verdict of a test as plain text, in the user properties of its report.
 
 Reports cross process borders under xdist and end up in JUnit files, so they carry text only.
 """

@@ -1,4 +1,4 @@
-"""The files of a report, up to date while the session runs."""
+"""Writes the files of a report, and keeps them up to date while the session runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ReportFiles:
         if self._spent > FREE_SECONDS + SHARE * (time.monotonic() - self._began):
             return
         began = time.thread_time()
-        self._write(records, NOT_ENDED)  # an error is told at the end, if there still is one
+        self._write(records, NOT_ENDED)  # the end of the session reports an error that persists
         self._spent += time.thread_time() - began
 
     def finish(self, records: Sequence[Record], incomplete: str) -> None:
@@ -58,7 +58,7 @@ class ReportFiles:
 
         Args:
             records: Those of the whole session.
-            incomplete: Why the session did not come to all of its tests, if so.
+            incomplete: Why the session did not run all of its tests; empty if it did.
         """
         errors = self._write(records, incomplete)
         count = f"{len(records)} {'record' if len(records) == 1 else 'records'}"

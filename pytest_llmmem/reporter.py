@@ -1,4 +1,4 @@
-"""The end of a session: the table, the files, and how many tests were gated by what."""
+"""Reports at the end of a session: the table, the files, and how many tests were gated."""
 
 from __future__ import annotations
 

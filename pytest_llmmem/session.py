@@ -1,4 +1,4 @@
-"""What the tests of a session share: the options, the GPU of the pytest process, the runner."""
+"""The state that the tests of a session share: options, the GPU of the pytest process, the runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often tests have read values that a simulated GPU does not know."""
+"""Counts how often tests read values that a simulated GPU does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person is told: a limit that was passed, a run that did not end well."""
+"""Messages for tests that exceed a limit and for runs that fail."""
 
 from __future__ import annotations
 

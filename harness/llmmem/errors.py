@@ -1,4 +1,4 @@
-"""The two ways in which llmmem says no."""
+"""The errors that llmmem raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a program decided by a value that nobody knows: a size, a branch, the length of a loop.
+"""Where a program used a value that is not known, for a size, a branch or the length of a loop.
 
 On the simulated GPU and in a trace numbers are not computed. Where a program reads a whole number or a
 boolean that follows from them, the figures that it leads to are those of one way the program could go.
@@ -22,7 +22,7 @@ __all__ = ["GUESS", "Guess", "Guesses", "guess", "where"]
 
 #: What the sentence begins with.
 GUESS = "a guess:"
-#: Lines that are named; of more only the number is told.
+#: The most lines that a note names; of the rest it gives the number.
 MOST_NAMED = 5
 
 #: Operators by what a program calls to read a value.
@@ -32,7 +32,7 @@ READS = {"_local_scalar_dense": "item", "_to_copy": "to the host", "copy_": "to 
 INTERNAL = (
     "/site-packages/torch/",
     "/site-packages/_pytest/",
-    "/pytest_llmmem/value_reads.py",  # the plugin's, between a tensor and whoever prints it
+    "/pytest_llmmem/value_reads.py",  # the plugin's wrapper around reads of tensors
 )
 
 HOME = str(Path(__file__).parent)

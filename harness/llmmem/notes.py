@@ -1,4 +1,4 @@
-"""Sentences about what a figure leaves out, which a run and an estimate say in the same words."""
+"""Notes about what a figure leaves out, in the same words for runs and estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NVML tells: the GPUs, the driver, and the bytes that this process holds on a real GPU.
+"""NVML: the GPUs, the driver, and the bytes that this process holds on a real GPU.
 
 NVML shows the present, never a peak, so a peak of the process is sampled. What PyTorch's allocator
 took is known exactly all the same: only the rest (the CUDA context, libraries, allocations that

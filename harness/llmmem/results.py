@@ -1,4 +1,4 @@
-"""What an estimate and a run give back: frozen, written to JSON and read back."""
+"""Results of estimates and runs: frozen dataclasses that can be written to JSON and read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How values on a device are followed where no kernel runs: one table for the simulated GPU and the trace.
+"""Rules for values of device tensors where no kernel runs: one table for the simulated GPU and the trace.
 
 Where the device inputs of an operator of PyTorch are known, the operator's own CPU kernel gives the
 values of its outputs. This table says what holds for the operators where that is not enough: which of

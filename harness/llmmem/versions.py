@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""Versions of the libraries that a result depends on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DISTRIBUTIONS = {
 
 
 def library_versions() -> dict[str, str | None]:
-    """Versions by name; ``None`` for what is not installed or not known without a GPU.
+    """Versions by name, without importing any of the libraries.
 
-    ``cuda`` is the version that PyTorch was built for; ``driver`` is for whoever talks to one to
-    fill in. No library is imported for it.
+    ``None`` stands for a library that is not installed. ``cuda`` is the version that PyTorch was built
+    for. ``driver`` is always ``None``: callers that use NVML fill it in.
     """
     versions = {name: _version(name) for name in _DISTRIBUTIONS}
     torch = installed_torch()

@@ -1,1 +1,1 @@
-"""Bytes over time, whoever reports them: the caching allocator's model, attribution, timeline."""
+"""Bytes over time, from a trace or a run: the model of the caching allocator, attribution, timeline."""

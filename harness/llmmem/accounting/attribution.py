@@ -1,4 +1,4 @@
-"""Who holds the memory at the peak: allocations, told apart by component and by module.
+"""Attributes the memory at the peak to components and modules.
 
 A run (from the history of PyTorch's allocator) and a trace (from the meta device) both end up here,
 so that a component means the same in both.

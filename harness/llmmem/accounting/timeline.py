@@ -1,4 +1,4 @@
-"""What happens while a step runs, placed among the allocator's events.
+"""Places phases and module calls of a step among the events of the allocator.
 
 The `Timeline` is the observer of a step. It knows nothing of the allocator but its clock: how many
 blocks were allocated and freed so far. That makes it serve a GPU and the meta device alike.

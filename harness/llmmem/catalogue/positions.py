@@ -58,6 +58,6 @@ def _config(model: str) -> Mapping[str, object]:
     try:
         file = path / "config.json" if path.is_dir() else path
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the hub may have it; what is broken is told by who builds it
+    except (OSError, ValueError):  # it may be on the hub; building it reports broken configs
         return {}
     return document if isinstance(document, dict) else {}

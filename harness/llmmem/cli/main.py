@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse("interrupted", INTERRUPTED)
     except SignalledError as ended:
         return _refuse(str(ended), 128 + ended.signal)
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 

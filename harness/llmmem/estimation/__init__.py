@@ -1,4 +1,4 @@
-"""What a setup takes, without running it: closed forms and a trace on the meta device."""
+"""Estimates without running: closed-form rules and a trace on the meta device."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ def estimate(what: Callable[[], object] | Trainer, gpu: str | None = None) -> Tr
 def estimate(
     what: Setup | Callable[[], object] | Trainer, gpu: str | None = None
 ) -> Estimate | Trace:
-    """Estimate the peaks of a setup, or of code of one's own, on a card of the GPU catalogue.
+    """Estimate the peak memory of a setup, a function or a Trainer on a card of the GPU catalogue.
 
-    A setup is estimated by rules and by a trace. A function is called once, in this process, with
-    ``cuda`` standing for the card: what it puts there has shapes and no values, ``torch.cuda``
-    answers for the card. What it reads of whole numbers and masks from the host is as it is; other
-    numbers are 0 and booleans are true. It should build its model itself: what it moves to ``cuda``
-    stays without values.
+    A setup is estimated by closed-form rules and by a trace.
 
-    Of a `transformers.Trainer` (TRL's too), what ``train()`` takes is estimated by steps of a
-    copy until the peaks are steady; it stays as it is. A function may give back a Trainer, whose
-    steps are then estimated as well.
+    A function is called once, in this process. Inside, ``cuda`` stands for the card: tensors on it have
+    shapes but no memory, and ``torch.cuda`` answers for the card. Values that come from the host or from
+    constants are followed; unknown numbers read as 0 and unknown booleans as true. Create the model
+    inside the function: a model that it moves to ``cuda`` stays without values.
 
-    What cannot be estimated is a result: the trace's outcome is ``unsupported`` then. With ``oom`` the
-    card is too small; what is needed is known all the same, if the program does not handle a full card
+    For a `transformers.Trainer` (TRL's too), a copy takes training steps until the peaks are steady; the
+    Trainer itself does not change. A function may also return a Trainer, whose steps are then
+    estimated as well.
+
+    The outcome is ``unsupported`` if the program cannot be traced, and ``oom`` if the card is too
+    small. With ``oom``, what the program needs is known all the same, unless it handles the error
     itself.
 
     Args:

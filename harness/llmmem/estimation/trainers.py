@@ -108,7 +108,7 @@ def take_first_steps(trainer: Trainer, allocator: CachingAllocator) -> tuple[str
         trainer.lr_scheduler,
     )
     trainer._memory_tracker = TrainerMemoryTracker(skip_memory_metrics=True)  # type: ignore[no-untyped-call]
-    # What is to be logged is still read from the device.
+    # The Trainer still reads the values that it logs from the device.
     trainer.log = _log_nothing  # type: ignore[method-assign]
     trainer.train()
     return lengths

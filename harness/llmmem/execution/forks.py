@@ -1,4 +1,4 @@
-"""Forks of this process that each do one job, held to a time and to a share of the host's memory."""
+"""Forks of this process that each do one job, within limits on time and host memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of the host: how much a process takes, and how much may be taken (Linux)."""
+"""Host memory: how much a process uses, and the limit for workers (Linux)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that one ends (Linux).
+"""Processes that end when their parent ends, for whatever reason (Linux).
 
 The kernel tells a process when the *thread* that started it has ended (``PR_SET_PDEATHSIG``).
 """

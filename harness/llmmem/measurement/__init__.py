@@ -1,3 +1,3 @@
-"""What is read while a step runs: the allocator's peaks and history, NVML, and who holds what."""
+"""Measuring while a step runs: peaks and history of the allocator, the process's memory, source lines."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the allocator that PyTorch uses tells about itself.
+"""Statistics of the allocator that PyTorch uses.
 
 PyTorch's own allocator keeps statistics and a history. The driver's (``backend:cudaMallocAsync``)
 counts bytes only, and one of another library (``CUDAPluggableAllocator``) keeps nothing at all.

@@ -1,4 +1,4 @@
-"""What PyTorch raises when the GPU fails, told apart; torch is not imported for that."""
+"""Classifies the errors that PyTorch raises when the GPU fails, without importing torch."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ __all__ = ["Entry", "History", "allocator_events"]
 
 Entry: TypeAlias = "Mapping[str, Any]"
 
-# The allocator keeps as many entries as it is told; a step of a large model makes some 100,000.
+# The number of entries that the allocator keeps; a step of a large model makes about 100,000.
 MAX_ENTRIES = 50_000_000
 ENDLESS = 2**62
 

@@ -106,7 +106,7 @@ def configure_allocator(settings: str) -> None:
 
 
 class _RunObserver:
-    """Tells the history, the peaks and the clock what the step is at."""
+    """Passes the phases of the step on to the history, the peaks and the clock."""
 
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks

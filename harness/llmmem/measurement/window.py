@@ -1,4 +1,4 @@
-"""What a stretch of code in this process takes of the GPU.
+"""Measures the GPU memory that a stretch of code in this process uses.
 
 The peak counters of PyTorch's allocator belong to the process, and starting to measure resets them.
 Windows may overlap all the same: whenever the counters are about to be reset (by another window, or

@@ -1,4 +1,4 @@
-"""Text as every file and terminal can hold it."""
+"""Makes text printable in every file and terminal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How far off estimates are: the accuracy matrix, estimate beside run."""
+"""How accurate estimates are: the accuracy matrix, with a run and an estimate of each setup."""

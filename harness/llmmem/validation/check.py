@@ -1,4 +1,4 @@
-"""Estimate beside run, setup by setup: one row each of a table that can be continued."""
+"""Runs and estimates each setup of the matrix, and adds a row to a table that can be resumed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The accuracy matrix: the setups that estimates are held to.
 
-It was written down before the estimates were brought to meet it, and a part of it, drawn by a hash
-of the setup, is *held out*: no estimate was changed for its sake. Both parts are reported apart.
+The matrix was fixed before the estimates were developed. Part of it, selected by a hash of the setup, is
+*held out*: no estimate was changed for its sake. Both parts are reported apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a table of the accuracy matrix comes to, as a page."""
+"""The summary page of a table of the accuracy matrix."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A setup made real on a torch device: config, weights, quantization, adapter, checkpointing.
 
-One road for every device, ``cuda``, ``cpu`` and ``meta`` alike: the model is laid out without
-storage first, then every tensor is created once, where it stays, so that nothing is ever held
-twice. What transformers, PEFT and bitsandbytes decide is left to their own code.
+All devices (``cuda``, ``cpu``, ``meta``) share one code path: the model is first laid out without
+storage, then each tensor is created once, on its device, so that nothing is ever held twice. Decisions of
+transformers, PEFT and bitsandbytes are left to their own code.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build(
     """Create the model of a setup on a device.
 
     Each weight is created once, in the setup's dtype, on the device, tied weights shared. A linear
-    layer that is to be quantized is quantized on its way from the host, one at a time. With FSDP2
+    layer is quantized while it moves from the host, one at a time. With FSDP2
     only this rank's shards are ever created.
 
     Args:

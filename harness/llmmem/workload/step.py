@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TASK_ADAPTERS", "Observer", "execute"]
 
-#: PEFT types whose forward pass is told the task of each sequence.
+#: PEFT types whose forward pass takes the task of each sequence.
 TASK_ADAPTERS = ("MULTITASK_PROMPT_TUNING", "POLY")
 
 
 class Observer(Protocol):
-    """Who wants to know what happens while a setup runs."""
+    """Observes a setup while it runs."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Entered for each phase: one of `llmmem.results.PHASES`."""
@@ -52,7 +52,7 @@ class Observer(Protocol):
         """Called once, with the built model, before the steps."""
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
-        """Called with what the tensors are: one of `llmmem.results.COMPONENTS`."""
+        """Called with the role of tensors: one of `llmmem.results.COMPONENTS`."""
 
 
 def execute(
@@ -70,7 +70,7 @@ def execute(
     Args:
         setup: What to run.
         device: Where.
-        observer: Told of every phase and of what the tensors are.
+        observer: Notified of each phase and of the roles of tensors.
         move: As in `llmmem.workload.build.build`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An unmodified program on simulated GPUs, its children included, and the peaks of its processes."""
+"""Runs unmodified programs and their children on simulated GPUs, and collects the peaks of each process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes that this one starts take on its simulated GPUs."""
+"""Peaks of the processes that this process starts on its simulated GPUs."""
 
 from __future__ import annotations
 

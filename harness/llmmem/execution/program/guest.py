@@ -1,4 +1,4 @@
-"""llmmem's part in a program that was started on simulated GPUs.
+"""The code of llmmem that runs inside a program on simulated GPUs.
 
 The program's own Python imports this when it first uses one (``simgpu/csrc/account/guest.c``): programs
 that use none, or are not Python, are left alone. PyTorch's peaks are noted before anything resets

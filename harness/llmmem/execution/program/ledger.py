@@ -1,4 +1,4 @@
-"""What the processes of a program leave behind (``simgpu/csrc/account/ledger.h``), read back."""
+"""Reads the files where processes of a program record their peaks (``simgpu/csrc/account/ledger.h``)."""
 
 from __future__ import annotations
 

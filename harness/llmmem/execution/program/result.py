@@ -1,4 +1,4 @@
-"""What became of a program, and what each of its processes took."""
+"""The outcome of a program, and the peaks of each of its processes."""
 
 from __future__ import annotations
 
