@@ -1,6 +1,6 @@
 """The accuracy matrix: the setups that estimates are held to.
 
-The matrix was fixed before the estimates were developed. Part of it, selected by a hash of the setup, is
+The matrix was written before estimates were corrected against it. Part of it, selected by a hash of the setup, is
 *held out*: no estimate was changed for its sake. Both parts are reported apart.
 """
 
