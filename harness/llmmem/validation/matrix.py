@@ -1,7 +1,7 @@
 """The accuracy matrix: the setups that estimates are held to.
 
-The matrix was written before estimates were corrected against it. Part of it, selected by a hash of the setup, is
-*held out*: no estimate was changed for its sake. Both parts are reported apart.
+The matrix was written before estimates were corrected against it. Part of it, selected by a hash of
+the setup, is *held out*: no estimate was changed for its sake. Both parts are reported apart.
 """
 
 from __future__ import annotations
