@@ -15,7 +15,8 @@ suite that has some does not run again. With names of suites, only these run. A 
 after ``--limit`` seconds (default 1200), and the report says so.
 
 Where a test fails and nothing known explains it, it runs again without the plugin and without a
-GPU. The exit code is 1 where one passes there, or where a record is wrong. The tests need
+GPU; where it compares bytes of memory, alone on the simulated GPU and without a report. The exit code
+is 1 where one passes there, or where a record is wrong. The tests need
 parameterized, scipy and lion-pytorch.
 """
 
@@ -119,11 +120,14 @@ LIBRARY = "needs a library that is not installed"
 HARDWARE = "needs other or more hardware"
 SLOW = "runs only on request (slow)"
 CHECKOUT = "skips or fails for a reason of its own"
+BYTES = "compares bytes of memory"
+ALONE = "depends on an earlier test: fails alone on the simulated GPU without a report, too"
 ANYWHERE = "fails without the plugin and without a GPU too"
 OURS = "not explained"
 
 #: What a failure or a skip says, and its cause; the first that is found counts.
 CAUSES: Sequence[tuple[str, str]] = (
+    (r"\bheld \d+ bytes", BYTES),
     (r"^values are not computed on a simulated GPU|^llmmem: .*values are not computed", VALUES),
     (r"huggingface\.co|LocalEntryNotFound|[Oo]ffline|model hub|is not a local folder", HUB),
     (r"llmmem: (values are not computed|this may follow from)", FOLLOWS),
@@ -132,12 +136,6 @@ CAUSES: Sequence[tuple[str, str]] = (
     (r"requires (multiple|at least|only a CPU|FP8|XPU|NPU|HPU|MLU|MPS|TPU)", HARDWARE),
     (r"No module named|requires? |not installed|not available|is required", LIBRARY),
 )
-
-#: Failures that are ours and have a reason, by the end of the node id.
-KNOWN: Mapping[str, str] = {
-    "test_saved_activations_move_to_host": "ours: expects cuBLAS's workspace from an earlier test, "
-    "and with a report every test begins without",
-}
 
 
 @dataclass(frozen=True)
@@ -222,23 +220,39 @@ def results_of(directory: Path, name: str, workers: int) -> Path:
 def run_suite(directory: Path, name: str, workers: int, limit: float) -> None:
     """Run a suite, unless it has results, and run again what fails for no known reason."""
     target = results_of(directory, name, workers).resolve()
-    if target.with_suffix(".xml").exists():
-        return
     target.parent.mkdir(exist_ok=True)
     suite = SUITES[name]
     with tempfile.TemporaryDirectory() as scratch:
         # Without the library itself, which the checkout has too: the installed one is tested.
         shutil.copytree(directory / name / suite.tests, Path(scratch) / suite.tests)
         (Path(scratch) / suite.tests / "__init__.py").touch()  # PEFT's distribution lacks it
-        tests = [*suite.options, *(f"{suite.tests}/{file}" for file in suite.files)]
-        under_plugin = ["-n", str(workers), f"--llmmem-device={DEVICE}"]
-        under_plugin += [f"--llmmem-report={target.with_suffix('.csv')}"]
-        run_pytest(Path(scratch), target, [*under_plugin, *tests], {}, limit)
-        failing = [r.test for r in read_results(name, workers, target) if r.cause == OURS]
-        if failing:
-            alone = target.with_name(f"{target.name}-without-plugin")
+        on_gpu = f"--llmmem-device={DEVICE}"
+        if not target.with_suffix(".xml").exists():
+            tests = [*suite.options, *(f"{suite.tests}/{file}" for file in suite.files)]
+            under_plugin = ["-n", str(workers), on_gpu]
+            under_plugin += [f"--llmmem-report={target.with_suffix('.csv')}"]
+            run_pytest(Path(scratch), target, [*under_plugin, *tests], {}, limit)
+        results = read_results(name, workers, target)
+        failing = [result.test for result in results if result.cause == OURS]
+        elsewhere = without_plugin(target)
+        if failing and not elsewhere.with_suffix(".xml").exists():
             hidden = {"CUDA_VISIBLE_DEVICES": ""}
-            run_pytest(Path(scratch), alone, ["-p", "no:llmmem", *failing], hidden, limit)
+            run_pytest(Path(scratch), elsewhere, ["-p", "no:llmmem", *failing], hidden, limit)
+        for result in results:
+            alone = by_itself(target, result)
+            if result.cause == BYTES and not alone.with_suffix(".xml").exists():
+                run_pytest(Path(scratch), alone, [on_gpu, result.test], {}, limit)
+
+
+def without_plugin(target: Path) -> Path:
+    """The results of what ran again without the plugin and without a GPU."""
+    return target.with_name(f"{target.name}-without-plugin")
+
+
+def by_itself(target: Path, result: Result) -> Path:
+    """The results of a test that ran again alone, on the simulated GPU and without a report."""
+    test = re.sub(r"\W+", "-", result.test.rpartition("::")[2])
+    return target.with_name(f"{target.name}-alone-{test}")
 
 
 def run_pytest(
@@ -271,12 +285,14 @@ def run_pytest(
 def read_run(directory: Path, name: str, workers: int) -> Run:
     """What a run left."""
     target = results_of(directory, name, workers)
-    alone = target.with_name(f"{target.name}-without-plugin")
+    elsewhere = without_plugin(target)
     outcomes = {}
-    if alone.with_suffix(".xml").exists():
-        outcomes = {result.test: result for result in read_results(name, workers, alone)}
+    if elsewhere.with_suffix(".xml").exists():
+        outcomes = {result.test: result for result in read_results(name, workers, elsewhere)}
     results = [
         explained_by(result, outcomes.get(result.test))
+        if result.cause != BYTES
+        else explained_alone(result, read_results(name, workers, by_itself(target, result)))
         for result in read_results(name, workers, target)
     ]
     rows = load_report(target.with_suffix(".csv"))
@@ -310,8 +326,6 @@ def ending(case: ElementTree.Element, name: str, workers: int) -> Result:
     outcome = OUTCOMES[problem.tag]
     says = message if outcome == "skipped" else f"{message}\n{problem.text or ''}"
     cause = cause_of(says, outcome)
-    if outcome == "failed":
-        cause = KNOWN.get(test.rpartition("::")[2], cause)
     return Result(name, workers, test, outcome, cause, readable(message))
 
 
@@ -341,6 +355,12 @@ def explained_by(result: Result, alone: Result | None) -> Result:
         return result
     same = result.message.split(":")[0] == alone.message.split(":")[0]
     cause = ANYWHERE if same or alone.cause == OURS else alone.cause
+    return Result(*(asdict(result) | {"cause": cause}).values())
+
+
+def explained_alone(result: Result, alone: Sequence[Result]) -> Result:
+    """A result that compares bytes, with what the same test did alone."""
+    cause = ALONE if [each.outcome for each in alone] == ["failed"] else OURS
     return Result(*(asdict(result) | {"cause": cause}).values())
 
 
@@ -500,8 +520,7 @@ def counts(run: Run) -> dict[str, object]:
         "skipped": outcomes["skipped"],
         "failed": outcomes["failed"],
         "of these ours": sum(
-            result.outcome == "failed" and result.cause in {OURS, *KNOWN.values()}
-            for result in run.results
+            result.outcome == "failed" and result.cause == OURS for result in run.results
         ),
         "records": run.records,
         "to the end": "no: stopped at the limit of time" if run.interrupted else "yes",
