@@ -28,6 +28,12 @@ SLEEP = ("-m", "llmmem", "exec", "--", "sleep", "3600")
 SOON_S = 60  # what is left of a run would take an hour
 
 
+def not_ignoring_signals() -> None:
+    """As in a terminal: tests that run in the background, or under nohup, inherit ignored signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Family:
     """The processes that descend from this one's children, told by a mark in their environment."""
 
@@ -45,6 +51,7 @@ class Family:
             text=True,
             cwd=self._directory,
             env=os.environ | environment,
+            preexec_fn=not_ignoring_signals,  # noqa: PLW1509 - these tests start no threads
         )
 
     def members(self) -> list[int]:
