@@ -7,6 +7,7 @@ fixture.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +73,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture
 def vram(request: pytest.FixtureRequest) -> Vram:
     """GPU memory: run or estimate a setup, measure a part of the test."""
+    if not request.config.pluginmanager.has_plugin(HOOKS):
+        pytest.fail(
+            "no test of this session names the fixture vram, so nothing is measured: take it as an "
+            "argument of the test, or with pytest.mark.usefixtures",
+            pytrace=False,
+        )
     from pytest_llmmem.fixture import vram_of
 
     return vram_of(request.node)
@@ -85,8 +92,12 @@ def _controls_workers(config: pytest.Config) -> bool:
 
 def _may_be_about_memory(item: pytest.Item) -> bool:
     """Whether a test has the marker or the fixture, or may ask for the fixture as it runs."""
-    names = getattr(item, "fixturenames", ())
-    return item.get_closest_marker("max_vram") is not None or "vram" in names or "request" in names
+    if item.get_closest_marker("max_vram") is not None:
+        return True
+    if "vram" in getattr(item, "fixturenames", ()):
+        return True
+    function = getattr(item, "function", None)
+    return function is not None and "request" in inspect.signature(function).parameters
 
 
 def _register_hooks(config: pytest.Config, command_line: argparse.Namespace) -> None:

@@ -306,3 +306,29 @@ def test_a_fixture_that_is_asked_for_as_the_test_runs_is_there(pytester: pytest.
         "def test_it(request):\n    assert request.getfixturevalue('vram').device.kind\n"
     )
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=1)
+
+
+def test_a_run_that_measures_nothing_imports_only_the_registration(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        "import sys\n"
+        "def test_it(tmp_path):\n"
+        "    assert 'pytest_llmmem.plugin' in sys.modules\n"
+        "    assert 'pytest_llmmem.hooks' not in sys.modules\n"
+    )
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=1)
+
+
+def test_the_fixture_in_a_session_that_does_not_name_it_says_what_to_do(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        "import pytest\n"
+        "@pytest.fixture(autouse=True)\n"
+        "def hidden(request): request.getfixturevalue('vram')\n"
+        "def test_it(): pass\n"
+    )
+    done = pytester.runpytest_subprocess("-q")
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["no test of this session names the fixture vram*argument*"])
