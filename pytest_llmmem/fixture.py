@@ -69,7 +69,7 @@ class Vram:
         if runner.device.kind == "estimate":
             estimate = self._estimate(self._setup(setup))
             if estimate.trace.outcome == "oom" and self._is_estimate_asked_for:
-                record = Record.from_estimate(estimate, **self._held_to())
+                record = Record.from_estimate(estimate, **self._limit_fields())
                 pytest.fail(run_failed(record, self._gate.limit), pytrace=False)
             return self._run_of_estimate(estimate)
         from llmmem.measurement.window import release_cached_memory
@@ -82,11 +82,13 @@ class Vram:
         if result.outcome == "unsupported":
             self._gate.add(Record.from_run(result, test=self._gate.test))
             self._gate.give_up(result.message)
-        record = Record.from_run(result, test=self._gate.test, **self._held_to())
-        holders = [(f"{each.component}, {each.module}", each.bytes) for each in result.holders]
-        self._gate.add(record, holders)
+        record = Record.from_run(result, test=self._gate.test, **self._limit_fields())
+        top_allocations = [
+            (f"{each.component}, {each.module}", each.bytes) for each in result.holders
+        ]
+        self._gate.add(record, top_allocations)
         if result.outcome != "ok":
-            pytest.fail(run_failed(record, self._gate.limit, holders), pytrace=False)
+            pytest.fail(run_failed(record, self._gate.limit, top_allocations), pytrace=False)
         return result
 
     def estimate(
@@ -129,7 +131,7 @@ class Vram:
         from llmmem.measurement.window import Window
 
         self._session.initialise_cuda()
-        window = Window(places=True, metric=self._held_to().get("metric", "process"))
+        window = Window(source_lines=True, metric=self._limit_fields().get("metric", "process"))
         with window:
             yield window
         seen = window.measurement
@@ -160,8 +162,8 @@ class Vram:
             estimate = self._runner().estimate(setup, gpu)
         except UnsupportedError as error:
             self._gate.give_up(str(error))
-        held_to = self._held_to() if self._is_estimate_asked_for else {}
-        self._gate.add(Record.from_estimate(estimate, test=self._gate.test, **held_to))
+        limit_fields = self._limit_fields() if self._is_estimate_asked_for else {}
+        self._gate.add(Record.from_estimate(estimate, test=self._gate.test, **limit_fields))
         return estimate
 
     def _run_of_estimate(self, estimate: Estimate) -> RunResult:
@@ -199,7 +201,7 @@ class Vram:
         limit = self._gate.limit
         return limit.gpu.name if limit is not None and limit.gpu is not None else None
 
-    def _held_to(self) -> dict[str, Any]:
+    def _limit_fields(self) -> dict[str, Any]:
         limit = self._gate.limit
         if limit is None:
             return {}

@@ -124,7 +124,7 @@ class Gate:
         if self._window is None:
             self._open_window()
         try:
-            with self._running(), self._expected_failures_heard():
+            with self._running(), self._observing_expected_failures():
                 yield
         finally:
             self._end_window()
@@ -189,12 +189,12 @@ class Gate:
 
     # ---- what a test is held to ----
 
-    def add(self, record: Record, holders: Sequence[tuple[str, int]] = ()) -> None:
+    def add(self, record: Record, top_allocations: Sequence[tuple[str, int]] = ()) -> None:
         """Keep a record, and hold it to the limit it names.
 
         Args:
             record: What was measured.
-            holders: What held the peak, the largest first, with its bytes.
+            top_allocations: What held the peak, the largest first, with its bytes.
         """
         self._records.append(record)
         if self.limit is None or record.limit_bytes is None:
@@ -205,7 +205,7 @@ class Gate:
             return
         self._sources.add(record.source)
         if record.peak_bytes > record.limit_bytes:
-            self._over.append(over_limit(record, self.limit, holders))
+            self._over.append(over_limit(record, self.limit, top_allocations))
 
     def add_unmeasured(self, reason: str) -> None:
         """Something that the limit is about could not be measured."""
@@ -314,15 +314,15 @@ class Gate:
             return
         record = self._record(measurement, ending)
         # They are of this process, and say nothing of the peak of another.
-        places = measurement.places if record.peaks == measurement.peaks else ()
+        source_lines = measurement.source_lines if record.peaks == measurement.peaks else ()
         if self._own_record is not None:
             self._records.remove(self._own_record)
-            record = _of_both(self._own_record, record)
+            record = _merged(self._own_record, record)
         self._own_record = record
-        self.add(record, [(place.where, place.bytes) for place in places])
+        self.add(record, [(line.where, line.bytes) for line in source_lines])
 
     @contextmanager
-    def _expected_failures_heard(self) -> Iterator[None]:
+    def _observing_expected_failures(self) -> Iterator[None]:
         """Hear of errors that unittest expected; pytest keeps only that there was one."""
         item: Any = self._item
         report = getattr(item, "addExpectedFailure", None)
@@ -377,7 +377,7 @@ class Gate:
             self._session.initialise_cuda()
         if self.limit is not None and self.limit.gpu is not None:
             self._open.enter_context(self._session.capped(self.limit.gpu))
-        self._window = Window(places=is_about_memory, metric=self._metric)
+        self._window = Window(source_lines=is_about_memory, metric=self._metric)
         self._window.start()
         self._session.children.start()
 
@@ -423,7 +423,7 @@ def _failed(reason: str) -> BaseException:
     return pytest.fail.Exception(reason, pytrace=False)
 
 
-def _of_both(call: Record, teardown: Record) -> Record:
+def _merged(call: Record, teardown: Record) -> Record:
     """One record of a test from those of its call and of its teardown.
 
     Its peaks are those of the larger; a peak that is not known may be larger than any other.

@@ -26,16 +26,16 @@ def land_in_test(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     shown = [entry for entry in raised.traceback if not entry.ishidden(raised)]
     if not shown or not _is_ours(shown[-1].frame.f_globals.get("__name__", "")):
         return
-    place = _place(item)
-    if place is not None:
-        call.excinfo = pytest.ExceptionInfo.from_exception(raised.value.with_traceback(place))
+    location = _traceback_at(item)
+    if location is not None:
+        call.excinfo = pytest.ExceptionInfo.from_exception(raised.value.with_traceback(location))
 
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _place(item: pytest.Item) -> TracebackType | None:
+def _traceback_at(item: pytest.Item) -> TracebackType | None:
     """A traceback with one frame, at the test's function; ``None`` if the item has no function."""
     function = getattr(item, "function", None)
     if not inspect.isfunction(function):

@@ -82,10 +82,10 @@ def max_vram(
             f"tolerance {tolerance!r} is allowed growth over a baseline, and baselines are not "
             "supported: leave it out"
         )
-    window: Literal["call", "test"] = "test" if scope == "test" else "call"
+    checked_scope: Literal["call", "test"] = "test" if scope == "test" else "call"
     if limit is not None:
         written = limit if isinstance(limit, str) else None
-        return Limit(parse_size(limit), metric, window, written=written)
+        return Limit(parse_size(limit), metric, checked_scope, written=written)
     if metric != "process":
         raise InputError(f"metric {metric!r} and gpu contradict: a card holds the whole process")
     from llmmem.catalogue.gpus import find_gpu
@@ -93,7 +93,7 @@ def max_vram(
     if not isinstance(gpu, str):
         raise InputError(f'invalid gpu {gpu!r}: expected the name of a card, such as "rtx4090"')
     card = find_gpu(gpu)
-    return Limit(card.total_bytes, metric, window, card)
+    return Limit(card.total_bytes, metric, checked_scope, card)
 
 
 def marker_of(item: pytest.Item) -> Limit | None:

@@ -22,11 +22,14 @@ SIMULATED_VALUES = "values are not computed on a simulated GPU"
 #: The name of the process that runs the tests, among others that tests have started.
 PYTEST = "the pytest process"
 
-SHOWN_HOLDERS = 5
+SHOWN_ALLOCATIONS = 5
+SHOWN_PROCESSES = 5
 LONGEST_NAME = 80
 
 
-def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] = ()) -> str:
+def over_limit(
+    record: Record, limit: Limit, top_allocations: Sequence[tuple[str, int]] = ()
+) -> str:
     """How far a peak is over the limit, and what it is made of; `record` holds both."""
     peak = record.peak_bytes or 0
     what = "needed" if record.is_cut_short else "peak"
@@ -37,7 +40,7 @@ def over_limit(record: Record, limit: Limit, holders: Sequence[tuple[str, int]] 
             f"  {what:<12} {_exact(peak)}",
             f"  limit        {limit}",
             f"  excess       {_exact(peak - limit.bytes)}",
-            *_account(record, holders),
+            *_account(record, top_allocations),
         )
     )
 
@@ -76,7 +79,9 @@ def _peak_of_child_unknown(metric: str, child: str | None) -> str:
     )
 
 
-def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str, int]] = ()) -> str:
+def run_failed(
+    record: Record, limit: Limit | None, top_allocations: Sequence[tuple[str, int]] = ()
+) -> str:
     """Why a run did not reach its end, what it needs if that is known, what it had taken."""
     estimate = record.estimate if record.outcome == "oom" else None
     return "\n".join(
@@ -84,7 +89,7 @@ def run_failed(record: Record, limit: Limit | None, holders: Sequence[tuple[str,
             f"outcome {record.outcome}: {_needs(record)}{record.message}",
             *(_needed(estimate.trace) if estimate else ()),
             *([f"  limit        {limit}"] if limit else []),
-            *_account(record, holders),
+            *_account(record, top_allocations),
         )
     )
 
@@ -106,7 +111,7 @@ def _needed(trace: Trace) -> Iterable[str]:
     yield f"  fits         {', '.join(fits) or 'no card of the catalogue'}, by memory alone"
 
 
-def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str]:
+def _account(record: Record, top_allocations: Sequence[tuple[str, int]]) -> Iterable[str]:
     card = f" ({record.gpu})" if record.gpu else ""
     yield f"  device       {record.place}{card}, {record.source}"
     if record.setup is not None:
@@ -124,7 +129,7 @@ def _account(record: Record, holders: Sequence[tuple[str, int]]) -> Iterable[str
         yield "  components   " + ", ".join(
             f"{name} {format_size(size)}" for name, size in asdict(record.components).items()
         )
-    for position, (what, size) in enumerate(holders[:SHOWN_HOLDERS]):
+    for position, (what, size) in enumerate(top_allocations[:SHOWN_ALLOCATIONS]):
         heading = "largest" if position == 0 else ""
         yield f"  {heading:<12} {format_size(size):>10}  {what}"
     if record.unknown_bytes:
@@ -140,7 +145,7 @@ def _processes(record: Record) -> Iterable[str]:
     if record.decided_by is not None:
         yield f"  decided by   {_short(record.decided_by)}"
     largest = sorted(record.processes, key=lambda each: each.peaks.process or 0, reverse=True)
-    for position, process in enumerate(largest[:SHOWN_HOLDERS]):
+    for position, process in enumerate(largest[:SHOWN_PROCESSES]):
         heading = "processes" if position == 0 else ""
         size = format_size(process.peaks.get(record.metric))
         yield f"  {heading:<12} {size:>10}  {_short(process.phase)}"

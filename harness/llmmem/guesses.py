@@ -102,7 +102,7 @@ class Guesses:
         )
 
     @contextmanager
-    def told_with_errors(self) -> Iterator[None]:
+    def annotating_errors(self) -> Iterator[None]:
         """An error that is raised inside may follow from a guess: then it says so."""
         clock = self.clock
         try:

@@ -335,7 +335,13 @@ def test_run_shows_what_the_step_took_at_any_width(
 
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= width
-    for text in ("simulated on sim:h100", "peak process", "rules", "backward", "largest holders"):
+    for text in (
+        "simulated on sim:h100",
+        "peak process",
+        "rules",
+        "backward",
+        "largest allocations",
+    ):
         assert text in shown
 
 

@@ -86,17 +86,17 @@ def step():
     model(torch.zeros(16, 1024, device="cuda")).sum().backward()
 
 for name in ("once", "again"):
-    with Window(places=True) as window:
+    with Window(source_lines=True) as window:
         step()
     found[name] = figures(window.measurement)
-found["places"] = [(place.where, place.bytes) for place in window.measurement.places]
+found["places"] = [(line.where, line.bytes) for line in window.measurement.source_lines]
 found["inductor"] = "torch._inductor" in sys.modules
 
-with Window(places=True) as recording_itself:
+with Window(source_lines=True) as recording_itself:
     hold(64)
     torch.cuda.memory._record_memory_history()
     torch.cuda.memory._record_memory_history(None)
-found["recording itself"] = len(recording_itself.measurement.places)
+found["recording itself"] = len(recording_itself.measurement.source_lines)
 found["context"] = gpu.context_bytes
 print(json.dumps(found))
 """

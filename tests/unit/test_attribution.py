@@ -85,9 +85,9 @@ def test_recomputed_tensors_are_activations_when_they_outlive_the_recomputed_lay
     assert found.components == Components(activations=10, temporaries=7)
 
 
-def test_holders_name_the_innermost_module_or_the_phase_largest_first():
-    holders = attributed().holders
-    assert [(holder.component, holder.module, holder.bytes) for holder in holders] == [
+def test_top_allocations_name_the_innermost_module_or_the_phase_largest_first():
+    top = attributed().top_allocations
+    assert [(holder.component, holder.module, holder.bytes) for holder in top] == [
         ("optimizer", "(optimizer)", 2000),
         ("gradients", "(backward)", 1000),
         ("weights", "(load)", 1000),

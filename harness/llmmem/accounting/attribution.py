@@ -83,14 +83,14 @@ class Attribution:
         peak_bytes: The largest sum of live blocks.
         components: That sum by component.
         phases: The same for every phase that occurred.
-        holders: That sum by component and innermost module, or the phase in parentheses for what
+        top_allocations: That sum by component and innermost module, or the phase in parentheses for what
             no module asked for, largest first.
     """
 
     peak_bytes: int
     components: Components
     phases: tuple[PhaseAttribution, ...]
-    holders: tuple[Holder, ...]
+    top_allocations: tuple[Holder, ...]
 
 
 class _Life(NamedTuple):
@@ -145,7 +145,7 @@ def attribute(
         peak_bytes=held[top],
         components=_components(_alive(lives, top)),
         phases=tuple(_phase_peaks(lives, held, phases)),
-        holders=_holders(_alive(lives, top)),
+        top_allocations=_top_allocations(_alive(lives, top)),
     )
 
 
@@ -228,11 +228,11 @@ class _BlockLabels:
 def innermost_modules(calls: Sequence[Span], phases: Sequence[Span], size: int) -> list[str]:
     """For each position, the innermost module whose call it lies in, else the phase."""
     modules = ["(outside of phases)"] * size
-    places = [(span, f"({span.name})") for span in phases]
-    places += [
+    named_spans = [(span, f"({span.name})") for span in phases]
+    named_spans += [
         (span, span.name) for span in sorted(calls, key=lambda span: (span.start, -span.end))
     ]
-    for span, name in places:
+    for span, name in named_spans:
         modules[span.start : span.end] = [name] * (min(span.end, size) - span.start)
     return modules
 
@@ -250,11 +250,13 @@ def _components(lives: Iterable[_Life]) -> Components:
     return Components(**{name: sums.get(name, 0) for name in COMPONENTS})
 
 
-def _holders(lives: Iterable[_Life]) -> tuple[Holder, ...]:
+def _top_allocations(lives: Iterable[_Life]) -> tuple[Holder, ...]:
     sums = _sums(((life.component, life.module), life.bytes) for life in lives)
-    holders = [Holder(component, module, size) for (component, module), size in sums.items()]
+    top_allocations = [
+        Holder(component, module, size) for (component, module), size in sums.items()
+    ]
     return tuple(
-        sorted(holders, key=lambda holder: (-holder.bytes, holder.component, holder.module))
+        sorted(top_allocations, key=lambda each: (-each.bytes, each.component, each.module))
     )
 
 

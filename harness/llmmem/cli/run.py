@@ -41,7 +41,7 @@ def run(
 ) -> int:
     """Run a step and show what memory it took.
 
-    Peaks, components, phases and the largest holders are shown, with the estimate beside them.
+    Peaks, components, phases and the largest allocations are shown, with the estimate beside them.
 
     MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
     of setup keys takes its place; the options win over its keys.

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PEAK_ALLOCATED = "peak allocated"
-HOLDERS_SHOWN = 10
+ALLOCATIONS_SHOWN = 10
 #: Names in a list of what is missing.
 MISSING_SHOWN = 4
 
@@ -58,7 +58,7 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_run(result: RunResult) -> None:
-    """Print peaks and components with the estimate beside, phases, and the largest holders."""
+    """Print peaks and components with the estimate beside, phases, and the largest allocations."""
     console = _console()
     console.print(f"{result.setup.model}: {result.setup.describe()}")
     card = f" ({result.gpu})" if result.gpu else ""
@@ -70,8 +70,8 @@ def show_run(result: RunResult) -> None:
         _print_account(console, result)
     _print_phases(console, result.phases)
     if result.holders:
-        table = _table("largest holders", "of", "size", left=2)
-        for holder in result.holders[:HOLDERS_SHOWN]:
+        table = _table("largest allocations", "of", "size", left=2)
+        for holder in result.holders[:ALLOCATIONS_SHOWN]:
             table.add_row(holder.module, holder.component, format_size(holder.bytes))
         _print_table(console, table)
     if result.step_seconds is not None:

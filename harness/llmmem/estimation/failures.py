@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["place_of", "reason_of"]
+__all__ = ["program_line_of", "reason_of"]
 
 TORCH = torch.__path__[0]
 _PACKAGE = Path(__file__).parents[1]
@@ -58,11 +58,11 @@ def reason_of(error: Exception) -> str | None:
     return f"{at}{text}" if type(error) is RuntimeError else f"{at}{type(error).__name__}: {text}"
 
 
-def place_of(error: Exception) -> str:
+def program_line_of(error: Exception) -> str:
     """The innermost line of the program, such as ``"train.py:12 in step"``; empty if there is none."""
     for frame, line in reversed(list(walk_tb(error.__traceback__))):
-        if place := where(frame.f_code, line):
-            return place
+        if text := where(frame.f_code, line):
+            return text
     return ""
 
 

@@ -92,7 +92,7 @@ def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
         return _refused(error, assumed)
     guesses = observer.tracer.guesses
     try:
-        with _told_with_errors(), guesses.told_with_errors(), _as_on_gpu(observer) as compiled:
+        with _annotating_errors(), guesses.annotating_errors(), _as_on_gpu(observer) as compiled:
             outcome, message = outcome_of(step, observer.tracer)
         _check_nothing_compiled(compiled)
     except UnsupportedError as error:
@@ -108,7 +108,7 @@ def _refused(error: UnsupportedError, assumptions: list[str]) -> Trace:
 
 
 @contextmanager
-def _told_with_errors() -> Iterator[None]:
+def _annotating_errors() -> Iterator[None]:
     """An error that is raised inside says that it comes from a trace."""
     try:
         yield

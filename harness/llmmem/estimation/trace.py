@@ -19,7 +19,7 @@ import torch
 from llmmem.accounting.allocator import AllocatorConfig, CachingAllocator
 from llmmem.accounting.timeline import Timeline
 from llmmem.errors import UnsupportedError
-from llmmem.estimation.failures import place_of, reason_of
+from llmmem.estimation.failures import program_line_of, reason_of
 from llmmem.estimation.fake_cuda.dispatch import gpu_dispatch
 from llmmem.estimation.fake_cuda.redirection import cuda_redirected
 from llmmem.estimation.operators.table import operator_handlers
@@ -79,7 +79,7 @@ def trace(setup: Setup, gpu: Gpu) -> Trace:
     Raises:
         InputError: The setup names something that does not exist, or contradicts itself.
     """
-    with _garbage_kept():
+    with _garbage_collected_later():
         return _trace(setup, gpu)
 
 
@@ -93,7 +93,7 @@ def _trace(setup: Setup, gpu: Gpu) -> Trace:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def _garbage_collected_later() -> Iterator[None]:
     """Look for garbage in cycles at the end only: to look all the time takes a third of a trace.
 
     The events stay the same, as no tensor of a step is in a cycle that is dropped before its end.
@@ -233,8 +233,8 @@ def _raise_as_seen(error: Exception) -> NoReturn:
     Raises:
         UnsupportedError: With the line of the program.
     """
-    place = place_of(error)
-    at = f"{place}: " if place else ""
+    line = program_line_of(error)
+    at = f"{line}: " if line else ""
     if isinstance(error, UnsupportedError):
         raise UnsupportedError(f"{at}{error}") from error
     reason = reason_of(error)

@@ -28,13 +28,13 @@ def estimate_alone(setup: Setup, gpu: str | None = None) -> Estimate:
     Raises:
         InputError: The setup names something that does not exist, or there is no such card.
     """
-    with redirect_stdout(sys.stderr), _garbage_left():
+    with redirect_stdout(sys.stderr), _garbage_not_collected():
         _import(setup)
         return estimate(setup, gpu)
 
 
 @contextmanager
-def _garbage_left() -> Iterator[None]:
+def _garbage_not_collected() -> Iterator[None]:
     """Look for no garbage, now or later, in what is made inside: it goes with the process."""
     gc.disable()
     try:

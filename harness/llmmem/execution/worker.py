@@ -76,7 +76,7 @@ def _prepare(device: Device) -> None:
     """Load the simulated GPU if asked for, then what every job needs."""
     # Up to PyTorch 2.8, importing bitsandbytes starts a pool of compilers, which nothing here uses.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    with _kept():
+    with _frozen_imports():
         if device.kind == "sim":
             from llmmem import simgpu
 
@@ -91,18 +91,18 @@ def _prepare(device: Device) -> None:
         import transformers.modeling_utils  # noqa: F401
 
 
-def _share(device: Device, job: Mapping[str, Any]) -> None:
+def _import_for_run(device: Device, job: Mapping[str, Any]) -> None:
     """Import here what a run needs, so that those that follow have it."""
     if device.kind == "estimate":  # which leaves out what takes long to import and is not needed
         return
     from llmmem.execution.preload import preload
 
-    with _kept(), suppress(InputError):  # the child says so
+    with _frozen_imports(), suppress(InputError):  # the child says so
         preload(Setup.from_mapping(job["setup"]))
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def _frozen_imports() -> Iterator[None]:
     """Modules that are imported inside stay: children do not look for garbage in them.
 
     Neither does this process while it imports them, which would take a quarter of the time.
@@ -125,7 +125,7 @@ def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
         # On a real GPU a run is timed, and has the host to itself.
         estimated = forks.reply(estimate) if estimate and device.kind == "cuda" else None
         with forks.watched():
-            _share(device, job)
+            _import_for_run(device, job)
         reply = forks.reply(_start(forks, device, job))
         if estimate is not None:
             reply["estimate"] = estimated or forks.reply(estimate)

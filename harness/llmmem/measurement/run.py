@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_allocator", "run_here"]
 
-LARGEST_HOLDERS = 20
+MOST_TOP_ALLOCATIONS = 20
 
 
 def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
@@ -81,7 +81,7 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
         peaks=peaks,
         components=attribution.components,
         phases=_phase_results(observer.peaks.phases, attribution),
-        holders=attribution.holders[:LARGEST_HOLDERS],
+        holders=attribution.top_allocations[:MOST_TOP_ALLOCATIONS],
         trainable_parameters=observer.trainable_parameters,
         step_seconds=None if simulated else observer.step_seconds,
         context_bytes=(peaks.process or 0) - (peaks.reserved or 0) if has_context else None,

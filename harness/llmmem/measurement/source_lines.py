@@ -22,7 +22,7 @@ from llmmem.measurement.allocator_statistics import is_native
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Place", "PlaceRecorder", "place_of", "places_at_peak"]
+__all__ = ["SourceLine", "SourceLineRecorder", "source_line_of", "source_lines_at_peak"]
 
 MAX_ENTRIES = 5_000_000
 BLOCK_BYTES = 512  # what the allocator rounds to
@@ -35,14 +35,14 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLine:
     """A line of the program, and the bytes that it asked for and that were alive at the peak."""
 
     where: str
     bytes: int
 
 
-class PlaceRecorder:
+class SourceLineRecorder:
     """Records the allocations of all GPUs, from `start` to `stop`."""
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class PlaceRecorder:
                 "all", "alloc", "python", max_entries=MAX_ENTRIES
             )
 
-    def stop(self, device: int) -> tuple[int, tuple[Place, ...]]:
+    def stop(self, device: int) -> tuple[int, tuple[SourceLine, ...]]:
         """End recording; the peak of what was allocated meanwhile in bytes, and who held it."""
         if not self._is_recording:
             return 0, ()
         with _inductor_not_imported():
             entries = torch.cuda.memory._snapshot(device)["device_traces"][device]
         torch.cuda.memory._record_memory_history(None)
-        return places_at_peak(entries)
+        return source_lines_at_peak(entries)
 
 
 @contextmanager
@@ -83,7 +83,9 @@ def _inductor_not_imported() -> Iterator[None]:
         del torch._inductor
 
 
-def places_at_peak(entries: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[Place, ...]]:
+def source_lines_at_peak(
+    entries: Sequence[Mapping[str, Any]],
+) -> tuple[int, tuple[SourceLine, ...]]:
     """The allocated peak of a history in bytes, and the lines that held it, the largest first."""
     alive: dict[int, Mapping[str, Any]] = {}
     held = peak = 0
@@ -98,8 +100,8 @@ def places_at_peak(entries: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[Pla
             peak, top = held, position
     sizes: Counter[str] = Counter()
     for entry in _alive(entries[: top + 1]):
-        sizes[place_of(entry["frames"])] += _block(entry)
-    return peak, tuple(Place(where, size) for where, size in sizes.most_common())
+        sizes[source_line_of(entry["frames"])] += _block(entry)
+    return peak, tuple(SourceLine(where, size) for where, size in sizes.most_common())
 
 
 def _alive(entries: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
@@ -117,7 +119,7 @@ def _block(entry: Mapping[str, Any]) -> int:
     return -(-int(entry["size"]) // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def place_of(frames: Sequence[Mapping[str, Any]]) -> str:
+def source_line_of(frames: Sequence[Mapping[str, Any]]) -> str:
     """The innermost line that is neither torch's nor Python's own."""
     for frame in frames:
         if not _is_internal(frame["filename"]):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llmmem.measurement.gauges import Gauge
-    from llmmem.measurement.source_lines import Place, PlaceRecorder
+    from llmmem.measurement.source_lines import SourceLine, SourceLineRecorder
     from llmmem.simgpu.activation import Moment
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "usage",
 ]
 
-LARGEST_PLACES = 10
+LARGEST_SOURCE_LINES = 10
 LARGEST_DIFFERENCE = 0.05
 
 
@@ -55,7 +55,7 @@ class Measurement:
         peaks: Absolute peaks in bytes, with what was held before.
         held_before: What the process held when the window began, in bytes.
         touched: Whether anything was allocated on a GPU.
-        places: The lines of the program that held the allocated peak, the largest first, of what
+        source_lines: The lines of the program that held the allocated peak, the largest first, of what
             was allocated in the window.
         context_source: Where peak process - peak reserved comes from.
         notes: What else decides how to read the figures.
@@ -70,7 +70,7 @@ class Measurement:
     peaks: Peaks
     held_before: Peaks
     touched: bool
-    places: tuple[Place, ...] = ()
+    source_lines: tuple[SourceLine, ...] = ()
     context_source: Literal["modelled", "measured"] | None = None
     notes: tuple[str, ...] = ()
     unknown_bytes: int = 0
@@ -111,19 +111,19 @@ class Window:
 
     Args:
         device: Index of the CUDA device to watch; by default all that are visible.
-        places: Whether to tell which lines held the peak, for which every allocation is recorded
+        source_lines: Whether to tell which lines held the peak, for which every allocation is recorded
             with its stack. CUDA must be in use already, and no other window be open.
         metric: One of `results.METRICS`: of several GPUs, the figures are of the one where it is
             highest.
     """
 
     def __init__(
-        self, device: int | None = None, *, places: bool = False, metric: str = "process"
+        self, device: int | None = None, *, source_lines: bool = False, metric: str = "process"
     ) -> None:
         self._device = device
-        self._wants_places = places
+        self._wants_source_lines = source_lines
         self._metric = metric
-        self._places: PlaceRecorder | None = None
+        self._recorder: SourceLineRecorder | None = None
         self._usage = NO_USAGE
         self._began: Moment | None = None
         self._held_before: Mapping[int, Peaks] = {}
@@ -163,11 +163,11 @@ class Window:
         self._began = None if simulated is None else simulated.moment()
         is_only = _counters.add(self)
         self._held_before = _counters.held()
-        if self._wants_places and is_only and cuda_in_use():
-            from llmmem.measurement.source_lines import PlaceRecorder
+        if self._wants_source_lines and is_only and cuda_in_use():
+            from llmmem.measurement.source_lines import SourceLineRecorder
 
-            self._places = PlaceRecorder()
-            self._places.start()
+            self._recorder = SourceLineRecorder()
+            self._recorder.start()
 
     def stop(self) -> Measurement:
         """End, and say what was measured."""
@@ -201,7 +201,7 @@ class Window:
             peaks=peaks,
             held_before=held_before,
             touched=self._touched(),
-            places=self._held_by(device, peaks, held_before),
+            source_lines=self._held_by(device, peaks, held_before),
             context_source=_context_source(peaks),
             notes=_notes(peaks, self._began),
             unknown_bytes=0 if simulated is None else simulated.unknown_bytes_since(self._began),
@@ -232,16 +232,16 @@ class Window:
         grown_process = (peaks.process or 0) > max(held.process or 0, context)
         return grown_process or (peaks.allocated or 0) > (held.allocated or 0)
 
-    def _held_by(self, device: int, peaks: Peaks, held_before: Peaks) -> tuple[Place, ...]:
-        if self._places is None:
+    def _held_by(self, device: int, peaks: Peaks, held_before: Peaks) -> tuple[SourceLine, ...]:
+        if self._recorder is None:
             return ()
-        recorded, places = self._places.stop(device)
+        recorded, source_lines = self._recorder.stop(device)
         # The program can have disturbed the recording: then it does not add up to the peak. (The
         # allocator's blocks can be a little larger than what was asked for.)
         expected = (peaks.allocated or 0) - (held_before.allocated or 0)
         if abs(expected - recorded) > LARGEST_DIFFERENCE * expected:
             return ()
-        return places[:LARGEST_PLACES]
+        return source_lines[:LARGEST_SOURCE_LINES]
 
 
 class _Counters:

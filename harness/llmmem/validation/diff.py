@@ -99,8 +99,8 @@ def _traced(setup: Setup, gpu: Gpu) -> Iterator[Moment]:
     if outcome != "ok":
         raise UnsupportedError(f"nothing to compare: the trace ended with {outcome}: {message}")
     tracer = observer.tracer
-    places = [str(operator) for operator in tracer.operators]
-    return _moments(tracer.events, places, observer.timeline)
+    sources = [str(operator) for operator in tracer.operators]
+    return _moments(tracer.events, sources, observer.timeline)
 
 
 def _ran(setup: Setup) -> Iterator[Moment]:
@@ -108,7 +108,7 @@ def _ran(setup: Setup) -> Iterator[Moment]:
 
     from llmmem.measurement.history import History, allocator_events
     from llmmem.measurement.run import configure_allocator
-    from llmmem.measurement.source_lines import place_of
+    from llmmem.measurement.source_lines import source_line_of
     from llmmem.workload.step import execute
 
     configure_allocator(setup.allocator)
@@ -120,28 +120,28 @@ def _ran(setup: Setup) -> Iterator[Moment]:
     except torch.OutOfMemoryError as error:
         raise UnsupportedError(f"nothing to compare: the run ended with oom: {error}") from error
     entries = history.stop()
-    places = [
-        place_of(entry["frames"]) if entry["action"] == "alloc" else ""
+    sources = [
+        source_line_of(entry["frames"]) if entry["action"] == "alloc" else ""
         for entry in entries
         if entry["action"] in ("alloc", "free_requested")
     ]
-    return _moments(allocator_events(entries, setup.allocator), places, history.timeline)
+    return _moments(allocator_events(entries, setup.allocator), sources, history.timeline)
 
 
 def _moments(
-    events: Sequence[Event], places: Iterable[str], timeline: Timeline
+    events: Sequence[Event], sources: Iterable[str], timeline: Timeline
 ) -> Iterator[Moment]:
     """Up to the end of the last phase; what ends after it belongs to no step."""
     numbers: dict[int, int] = {}
     born = 0
     modules = timeline.modules(len(events))
-    for event, place, module in zip(
-        events[: timeline.phases[-1].end], places, modules, strict=False
+    for event, source, module in zip(
+        events[: timeline.phases[-1].end], sources, modules, strict=False
     ):
         if event.kind == "alloc":
             numbers[event.address] = born
             born += 1
-        yield Moment(event.kind, numbers[event.address], event.bytes, module, place)
+        yield Moment(event.kind, numbers[event.address], event.bytes, module, source)
 
 
 def lines(found: Comparison) -> Iterator[str]:

@@ -131,7 +131,7 @@ class CountedChildren:
 
     def _notes(self, ledgers: Iterable[Ledger]) -> Iterable[str]:
         for ledger in ledgers:
-            yield from ledger.remarks
+            yield from ledger.notes
             title = ledger.processes[0].title
             if ledger.name in self._older:
                 yield f"{title} had been started before"

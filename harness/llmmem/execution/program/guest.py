@@ -38,7 +38,7 @@ def join() -> None:
         from llmmem.measurement.gauges import before_resets
 
         resets.enter_context(before_resets(note))
-    sys.excepthook = _told_with_guesses(gpu, sys.excepthook)
+    sys.excepthook = _annotating_guesses(gpu, sys.excepthook)
     atexit.register(resets.close)
     atexit.register(note)
     # The ends that pass atexit by; multiprocessing ends its forked processes with the first.
@@ -67,7 +67,7 @@ def _note(gpu: SimulatedGpu, account: Account) -> None:
         account.note_failure(_last_words() or f"PyTorch ran out of memory {out_of_memory} times")
 
 
-def _told_with_guesses(gpu: SimulatedGpu, hook: Callable[..., object]) -> Callable[..., object]:
+def _annotating_guesses(gpu: SimulatedGpu, hook: Callable[..., object]) -> Callable[..., object]:
     """The hook for an exception that ends the program, which may follow from a guess."""
 
     @wraps(hook)

@@ -42,14 +42,14 @@ class Ledger:
         name: The name of its file, which no other process of the program has.
         processes: Its peaks on each GPU that it used.
         failure: How it ran out of memory; empty if it did not.
-        remarks: What decides how to read its figures; nothing of a process that was killed.
+        notes: What decides how to read its figures; nothing of a process that was killed.
         is_running: Whether the process still runs.
     """
 
     name: str
     processes: tuple[ProcessPeaks, ...]
     failure: str
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
     is_running: bool
 
 
@@ -126,13 +126,13 @@ def _read(name: str, data: bytes) -> Ledger | None:
     """A ledger; None if it is another file, or the process was ended while it began it."""
     if not data.startswith(_MAGIC):
         return None
-    _, pid, rank, *sizes, failure, remarks, command = _LAYOUT.unpack(data)
+    _, pid, rank, *sizes, failure, notes, command = _LAYOUT.unpack(data)
     arguments = tuple(_text(argument) for argument in command.rstrip(b"\0").split(b"\0"))
     return Ledger(
         name,
         tuple(_processes(pid, _known(rank), arguments, sizes)),
         _text(failure.partition(b"\0")[0]),
-        tuple(_text(remarks.partition(b"\0")[0]).splitlines()),
+        tuple(_text(notes.partition(b"\0")[0]).splitlines()),
         _is_running(pid),
     )
 

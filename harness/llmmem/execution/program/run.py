@@ -157,7 +157,7 @@ def _notes(ledgers: Sequence[Ledger]) -> Iterator[str]:
     if not ledgers:
         yield UNUSED
         return
-    yield from dict.fromkeys((*NOTES, *(line for each in ledgers for line in each.remarks)))
+    yield from dict.fromkeys((*NOTES, *(line for each in ledgers for line in each.notes)))
     users = Counter(process.index for each in ledgers for process in each.processes)
     if max(users.values()) > 1:
         yield SHARED
