@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ChildrenOfTests", "with_children"]
 
-ONLY_SIMULATED = "that is done on a simulated GPU only"
+ONLY_SIMULATED = "llmmem counts them on a simulated GPU only"
 
 
 class ChildrenOfTests:
-    """Gives the children of tests the device of this process, until it is closed.
+    """Makes the processes that tests start use the simulated GPUs of this process, until it is closed.
 
     Args:
         gpu: The simulated GPUs of this process; None if it has none.
@@ -44,7 +44,7 @@ class ChildrenOfTests:
         _set(self._children.environment)
 
     def environment_of_others(self) -> Mapping[str, str]:
-        """The environment of a process that is no child of a test: as it would be without tests."""
+        """The environment for processes that no test starts: as it was before this object changed it."""
         environment = {**os.environ}
         for name, value in self._before.items():
             environment.pop(name, None)
@@ -53,27 +53,27 @@ class ChildrenOfTests:
         return environment
 
     def start(self) -> None:
-        """Begin to count for a test."""
+        """Start counting for a test."""
         self._children.start()
 
     def stop(self) -> ChildPeaks:
-        """What was counted."""
+        """Stop counting and return the peaks."""
         return self._children.stop()
 
     def close(self) -> None:
-        """Leave the environment as it was."""
+        """Restore the environment."""
         self._undo.close()
 
 
 def with_children(record: Record, children: ChildPeaks, gpu: SimulatedGpu | None) -> Record:
-    """The record of a test and of the processes that it started.
+    """Combine the record of a test with the peaks of the processes that it started.
 
-    Its peaks are those of the process that took most of the metric, or, for ``process``, what all
-    held of one GPU at the same time if that is more.
+    The peaks of the result are those of the process with the highest peak of the metric or, for
+    ``process``, of all processes together if they held more of one GPU at the same time.
 
     Args:
-        record: What the pytest process took. With nothing but a CUDA context it does not take part.
-        children: What the others took.
+        record: The record of the pytest process. It is left out if it held only a CUDA context.
+        children: The peaks of the processes that the test started.
         gpu: The simulated GPUs of this process.
     """
     notes = tuple(dict.fromkeys((*record.notes, *children.notes, *children.failures)))
@@ -116,14 +116,14 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 def _size(size: int | None) -> float:
-    """What is not known may be more than anything that is."""
+    """An unknown size sorts above every known one."""
     return float("inf") if size is None else size
 
 
 def _together(
     children: ChildPeaks, named: Mapping[str, Peaks], own: Mapping[str, Peaks]
 ) -> Iterator[tuple[str, Peaks]]:
-    """What processes held of each GPU together, where that is more than each has held."""
+    """The joint peak on each GPU where it exceeds the peak of every single process."""
     largest: Counter[int] = Counter()
     for process in children.processes:
         largest[process.index] = max(largest[process.index], process.peaks.process or 0)
@@ -135,10 +135,10 @@ def _together(
 
 
 def _crowded(children: ChildPeaks, gpu: SimulatedGpu) -> Iterator[str]:
-    """A real card would not have had room for all."""
+    """Notes about GPUs that a real card's memory would not have been enough for."""
     for index, held in children.together.items():
         if held is not None and held > gpu.gpu.total_bytes:
             yield (
                 f"GPU {index} has {format_size(gpu.gpu.total_bytes)}, and processes held "
-                f"{format_size(held)} of it together: they take no memory from each other when simulated"
+                f"{format_size(held)} of it together: simulated, each of them has the whole card to itself"
             )

@@ -38,12 +38,12 @@ INSTALLED = ("site-packages", "dist-packages")
 #: transformers.testing_utils, any package's tests, and unittest's own assertions.
 COMPARES = re.compile(r"(^|\.)_?test\w*(\.|$)|^unittest\.case$")
 
-#: What torch.testing and numpy.testing say of shapes and types, which are known.
+#: How torch.testing and numpy.testing report differing shapes and dtypes. A simulated GPU knows both.
 ATTRIBUTES_DIFFER = re.compile(
     r"^The values for attribute '\w+' do not match|\((shapes|dtypes) .* mismatch\)", re.MULTILINE
 )
 
-#: What a test calls that compares memory, which is known.
+#: Functions that read memory statistics. A simulated GPU knows these figures.
 READ_MEMORY = frozenset(
     {
         "mem_get_info",
@@ -55,8 +55,8 @@ READ_MEMORY = frozenset(
     }
 )
 
-#: Errors that a wrong number can lead to: an empty list, a missing key, a division by zero. An
-#: error in the program itself (AttributeError, TypeError, ImportError) is none of them.
+#: Errors that a wrong number can cause: an empty list, a missing key, a division by zero. Errors in
+#: the program itself (AttributeError, TypeError, ImportError) are not among them.
 CONSEQUENCES = (
     AssertionError,
     ArithmeticError,
@@ -68,7 +68,7 @@ CONSEQUENCES = (
 
 @dataclass(frozen=True)
 class Ending:
-    """How a test ended, as its record tells it.
+    """How a test ended, as stored in its record.
 
     Attributes:
         outcome: ``ok`` also for a test that failed for a reason other than memory.
@@ -90,11 +90,11 @@ class Ending:
 
 
 #: The ending of a test that failed for a reason other than memory.
-INCOMPLETE = Ending("ok", "the test did not reach its end: what it would have taken is not known")
+INCOMPLETE = Ending("ok", "the test did not reach its end, so its full peak is not known")
 
 
 def worst(endings: Iterable[Ending]) -> Ending:
-    """The ending that says most about memory; of equals, the first."""
+    """The most severe ending (oom, then crashed, then incomplete); the first among equals."""
     severity = {"oom": 3, "crashed": 2}
     return max(
         endings,
@@ -104,7 +104,7 @@ def worst(endings: Iterable[Ending]) -> Ending:
 
 
 def gpu_error_of(error: BaseException | None) -> BaseException | None:
-    """The error of the GPU that a test ended with, wrapped or in a group as it may be."""
+    """The GPU error behind a test's error, even if it is wrapped or in an exception group."""
     for each in _closure(error, _raised_from):
         if is_out_of_memory(each) or is_cuda_error(each):
             return each
@@ -112,11 +112,11 @@ def gpu_error_of(error: BaseException | None) -> BaseException | None:
 
 
 def compares_values(error: BaseException) -> bool:
-    """Whether the error is a failed comparison, which values that are not computed can explain.
+    """Whether the error is a failed comparison, which uncomputed values can explain.
 
-    An assertion of a function that reads how much memory is in use may be about that, and does not count.
-    Every error behind it must be one: an AttributeError that was turned into an AssertionError is
-    still an AttributeError.
+    An assertion in a function that reads memory statistics does not count: it may be about memory. All
+    errors behind this one must be failed comparisons too: an AttributeError that was turned into an
+    AssertionError is still an AttributeError.
     """
     return all(_is_failed_comparison(each) for each in _reasons(error))
 
@@ -127,9 +127,9 @@ def may_follow_from_values(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's type and the first line of what it says."""
+    """The type of the error and the first line of its message."""
     reason = next(_reasons(error), error)
-    # A doctest's failure has its whole test for a text.
+    # The message of a doctest failure is the whole test.
     text = reason.example.source if _is_output_difference(reason) else _text(reason)
     line, _, _ = text.strip().partition("\n")
     name = type(reason).__name__
@@ -137,10 +137,11 @@ def first_line(error: BaseException) -> str:
 
 
 def add_note(error: BaseException, note: str) -> bool:
-    """Add to what pytest shows of an error.
+    """Add a note to an error, so that pytest shows it.
 
     Returns:
-        Whether pytest will show it: of an example whose output differs, it shows that alone.
+        Whether pytest will show the note. For a doctest whose output differs, pytest shows only the
+        difference.
     """
     if isinstance(error, pytest.xfail.Exception):  # its message is a reason, on one line
         note, _, _ = note.partition("\n")
@@ -155,7 +156,7 @@ def add_note(error: BaseException, note: str) -> bool:
 
 
 def skipped_at(error: BaseException, reason: str) -> BaseException:
-    """A skip in the place of an error, at the line of the test that raised it."""
+    """A skip to report instead of an error, at the line of the test that raised the error."""
     kept = _entries(error.__traceback__)
     while len(kept) > 1 and "__unittest" in kept[-1].tb_frame.f_globals:
         kept.pop()  # as unittest hides its own frames
@@ -197,9 +198,9 @@ def _is_raised_by_a_test(error: BaseException) -> bool:
 
 
 def _is_raised_beside_memory(error: BaseException) -> bool:
-    """Whether the code of the test that raised it, or a function in that code, reads memory.
+    """Whether the test code that raised it, or a function nested in it, reads memory statistics.
 
-    What compares tensors and arrays, as torch.testing does, compares values all the same.
+    Only the innermost frame counts, so functions such as torch.testing.assert_close still compare values.
     """
     frames = [entry.tb_frame for entry in _entries(error.__traceback__)]
     while frames and frames[-1].f_globals.get("__name__") == "unittest.case":
@@ -222,7 +223,7 @@ def _entries(traceback: TracebackType | None) -> list[TracebackType]:
 
 
 def _reasons(error: BaseException) -> Iterator[BaseException]:
-    """All errors behind an error, but those that only carry others."""
+    """All errors behind an error, without those that only carry others."""
     for each in _closure(error, _raised_with):
         if not _carried_by(each):
             yield each
@@ -254,7 +255,7 @@ def _raised_with(error: BaseException) -> list[BaseException | None]:
 
 
 def _carried_by(error: BaseException) -> list[BaseException]:
-    """The errors that this one only gathers or wraps."""
+    """The errors that this one groups or wraps."""
     if isinstance(error, BaseExceptionGroup):
         return list(error.exceptions)
     doctest = sys.modules.get("doctest")

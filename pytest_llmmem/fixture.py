@@ -33,7 +33,7 @@ __all__ = ["Vram", "vram_of"]
 
 
 class Vram:
-    """Runs, estimates and measures for one test, and holds it all to the test's limit."""
+    """Runs, estimates and measures for one test, and applies the test's limit to the results."""
 
     def __init__(self, gate: Gate, session: Session, root: Path) -> None:
         self._gate = gate
@@ -42,7 +42,7 @@ class Vram:
 
     @property
     def device(self) -> Device:
-        """Where `run` runs: never ``auto``, but what that came to."""
+        """The device that `run` uses; ``auto`` is already resolved."""
         return self._runner().device
 
     def run(
@@ -51,15 +51,15 @@ class Vram:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
     ) -> RunResult:
-        """Run a setup in a process of its own, and measure it.
+        """Run a setup in its own process and measure it.
 
-        An outcome of oom, crashed or timeout fails the test; unsupported skips it. Where nothing
-        can run, the result is an estimate, which holds the test to its limit only with
-        ``--llmmem-device=estimate``.
+        The outcomes ``oom``, ``crashed`` and ``timeout`` fail the test; ``unsupported`` skips it. If this
+        machine cannot run the setup, the result is an estimate. The test's limit applies to estimates
+        only with ``--llmmem-device=estimate``.
 
         Args:
             setup: A setup, its keys, or the path of a .toml or .json file (relative to rootdir).
-            timeout: Seconds after which the run is ended.
+            timeout: Seconds after which the run is killed.
 
         Raises:
             InputError: The setup is not valid.
@@ -96,7 +96,7 @@ class Vram:
     ) -> Estimate:
         """Estimate a setup without running it.
 
-        It holds the test to its limit only with ``--llmmem-device=estimate``.
+        The test's limit applies to the estimate only with ``--llmmem-device=estimate``.
 
         Args:
             setup: A setup, its keys, or the path of a .toml or .json file (relative to rootdir).
@@ -121,11 +121,14 @@ class Vram:
             name: What the report calls the part, in its column ``phase``.
 
         Raises:
-            InputError: The name is empty, or one that the report uses itself.
+            InputError: The name is empty or reserved: ``total``, a phase or a device such as ``cuda:0``.
         """
         __tracebackhide__ = True
         if not name or name == "total" or name in PHASES or re.fullmatch(r"cuda:\d+", name):
-            raise InputError(f"invalid name {name!r}: expected one that no report uses itself")
+            raise InputError(
+                f"invalid name {name!r}: expected a name that reports do not use themselves "
+                f"(reserved: total, {', '.join(PHASES)}, cuda:N)"
+            )
         if not self._session.has_gpu():
             self._gate.give_up_without_gpu(self._session.advice())
         from llmmem.measurement.window import Window
@@ -167,11 +170,11 @@ class Vram:
         return estimate
 
     def _run_of_estimate(self, estimate: Estimate) -> RunResult:
-        """An estimate in place of a run, as it was asked for or for want of anything better."""
+        """The result of an estimate, in the form of a run: requested, or because nothing can run here."""
         if not self._is_estimate_asked_for:
             self._gate.add_unmeasured(
-                "it was only estimated, as there is neither a GPU nor a simulated one here; "
-                "--llmmem-device=estimate holds estimates to limits"
+                "it was only estimated, because there is neither a GPU nor a simulated one here; with "
+                "--llmmem-device=estimate, limits apply to estimates"
             )
         trace = estimate.trace
         return RunResult(
@@ -197,7 +200,7 @@ class Vram:
         return self._session.options.device.kind == "estimate"
 
     def _cap(self) -> str | None:
-        """The card whose memory is all that the test may have."""
+        """The card of the marker, whose memory is the most that the test can use."""
         limit = self._gate.limit
         return limit.gpu.name if limit is not None and limit.gpu is not None else None
 

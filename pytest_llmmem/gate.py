@@ -1,4 +1,4 @@
-"""Measures one test and holds it to its limit."""
+"""Measures one test and enforces its limit."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 
 __all__ = ["GATE", "Gate"]
 
-# A test that was held to several figures is counted with the weakest of their sources.
+# A test with several gated figures counts as the weakest of their sources.
 WEAKEST_FIRST = ("estimated", "simulated", "measured")
 
 
 class Gate:
-    """Measures one test and holds it to its limit. The methods are in the order of a test's life.
+    """Measures one test and enforces its limit. The methods are in the order in which they are called.
 
-    Measuring follows the phases of the test; what to make of a phase is said when pytest writes its
-    report (`verdict`). Only then is it known what the test raised: unittest keeps errors to itself,
-    and subtests are reported while the test still runs.
+    `setup`, `call` and `teardown` measure; `verdict` decides when pytest writes the report of a phase.
+    Only then is the error of the test known: unittest catches errors itself, and subtests are reported
+    while the test still runs.
 
     Attributes:
         test: The node id of the test.
-        limit: What the test is held to: its marker, else the default of the suite.
-        parts: What was measured of parts of the test.
+        limit: The limit of the test's marker, or else the default of the suite.
+        parts: The peaks of the parts measured with `vram.measure`.
     """
 
     def __init__(self, item: pytest.Item, session: Session) -> None:
@@ -85,7 +85,7 @@ class Gate:
         self._unknown: list[str] = []
 
     def read_marker(self) -> None:
-        """Find the limit, before anything of the test runs; an invalid marker fails the test."""
+        """Find the limit before any code of the test runs; an invalid marker fails the test."""
         forget(self._item.user_properties)
         try:
             self.limit = marker_of(self._item)
@@ -96,7 +96,7 @@ class Gate:
             self.limit = self._session.options.max_vram
 
     def before_fixtures(self) -> None:
-        """See that the test can be measured at all, and begin if its fixtures count."""
+        """Check that the test can be measured, and start measuring if its fixtures count."""
         if self._is_measured:
             self._item.config.stash[LEFTOVERS].begin_test()
         if not (self._marked or self._uses_fixture):
@@ -110,7 +110,7 @@ class Gate:
 
     @contextmanager
     def setup(self) -> Iterator[None]:
-        """Around the setup: a window that opens with the fixtures ends if one of them fails."""
+        """Wrap the setup. If a fixture fails, a window that was opened before the fixtures is closed."""
         try:
             with self._running():
                 yield
@@ -120,7 +120,7 @@ class Gate:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around the call: measure it, unless that has begun with the fixtures."""
+        """Wrap the call and measure it, unless measuring started before the fixtures."""
         if self._window is None:
             self._open_window()
         try:
@@ -131,7 +131,7 @@ class Gate:
 
     @contextmanager
     def teardown(self) -> Iterator[None]:
-        """Around the teardown: measure it if the fixtures of the test count."""
+        """Wrap the teardown and measure it if the fixtures of the test count."""
         if self._measures_teardown():
             self._open_window()
         try:
@@ -141,20 +141,20 @@ class Gate:
             self._end_window()
 
     def verdict(self, when: str, error: BaseException | None) -> BaseException | None:
-        """What pytest is to report of a phase, or of a subtest, that has ended.
+        """The error that pytest reports for a phase or subtest that has ended.
 
         A test that fails or skips by itself keeps its own reason.
 
-        A limit is not what ``unittest.expectedFailure`` expects: a test that passes and is over its
-        limit is an unexpected success that is told why it is over. (``pytest.mark.xfail`` does
-        expect that, as pytest applies it to whatever is reported.)
+        Exceeding the limit does not satisfy ``unittest.expectedFailure``: a test that passes but is over
+        its limit is an unexpected success, with the reason added. It does satisfy ``pytest.mark.xfail``,
+        because pytest applies that to whatever is reported.
 
         Args:
             when: ``setup``, ``call`` or ``teardown``.
             error: What the test raised.
 
         Returns:
-            That error, or the one to report in its place; ``None`` for a phase that passed.
+            That error, or the one to report instead; ``None`` for a phase that passed.
         """
         if is_cuda_error(gpu_error_of(error)):
             self._session.gpu_error(self.test)
@@ -187,14 +187,14 @@ class Gate:
         finally:
             self._is_running = False
 
-    # ---- what a test is held to ----
+    # ---- records and limits ----
 
     def add(self, record: Record, top_allocations: Sequence[tuple[str, int]] = ()) -> None:
-        """Keep a record, and hold it to the limit it names.
+        """Keep a record, and check it against its limit.
 
         Args:
             record: What was measured.
-            top_allocations: What held the peak, the largest first, with its bytes.
+            top_allocations: Descriptions and sizes in bytes of what held the peak, the largest first.
         """
         self._records.append(record)
         if self.limit is None or record.limit_bytes is None:
@@ -208,17 +208,17 @@ class Gate:
             self._over.append(over_limit(record, self.limit, top_allocations))
 
     def add_unmeasured(self, reason: str) -> None:
-        """Something that the limit is about could not be measured."""
+        """Note that something that the limit applies to could not be measured."""
         if self.limit is not None:
             self._unmeasured.append(reason)
 
     def give_up(self, reason: str) -> NoReturn:
-        """End the test, because it cannot be measured here."""
+        """Skip the test because it cannot be measured here; fail it with ``--llmmem-require-gpu``."""
         __tracebackhide__ = True
         raise self._not_measured(reason)
 
     def give_up_without_gpu(self, reason: str) -> NoReturn:
-        """End the test, because there is no GPU; where one was promised, that is a failure."""
+        """Skip the test because there is no GPU; fail it if the options promise one."""
         __tracebackhide__ = True
         if self._session.options.promises_gpu:
             pytest.fail(f"not measured: {reason}", pytrace=False)
@@ -252,7 +252,7 @@ class Gate:
         return self._missing()
 
     def _missing(self) -> BaseException | None:
-        """A test that promised to be measured and took nothing is no success."""
+        """The failure of a marked test for which nothing was measured; else ``None``."""
         if not self._marked or self._sources:
             return None
         return _failed(
@@ -274,7 +274,7 @@ class Gate:
         return next(source for source in WEAKEST_FIRST if source in self._sources)
 
     def _is_about_values(self, error: BaseException) -> bool:
-        """Whether a test that is not about memory has failed for a value that is not computed."""
+        """Whether a test that is not about memory failed because a value is not computed."""
         if self._marked or self._uses_fixture or not self._session.simulated:
             return False
         reads = self._session.value_reads.now() - self._reads_before
@@ -285,7 +285,7 @@ class Gate:
         return has_read and compares_values(error)
 
     def _annotate(self, when: str, error: BaseException) -> None:
-        """Tell beside the test's own error what is known of its memory."""
+        """Add what is known about the test's memory to its own error."""
         notes = [*self._over, *self._failures_of_children]
         gpu_error = gpu_error_of(error)
         if is_out_of_memory(gpu_error) and self.limit is not None:
@@ -301,7 +301,7 @@ class Gate:
                 self._item.add_report_section(when, "llmmem", note)
 
     def _record_phase(self, when: str) -> None:
-        """Keep the record of what was measured; a teardown can only add to that of the call."""
+        """Keep the record of what was measured; a teardown is merged into the record of the call."""
         measurement, self._measurement = self._measurement, None
         ending = worst(self._endings)
         self._endings.clear()
@@ -313,7 +313,7 @@ class Gate:
         ):
             return
         record = self._record(measurement, ending)
-        # They are of this process, and say nothing of the peak of another.
+        # The lines belong to this process: they do not explain the peak of another one.
         source_lines = measurement.source_lines if record.peaks == measurement.peaks else ()
         if self._own_record is not None:
             self._records.remove(self._own_record)
@@ -323,7 +323,7 @@ class Gate:
 
     @contextmanager
     def _observing_expected_failures(self) -> Iterator[None]:
-        """Hear of errors that unittest expected; pytest keeps only that there was one."""
+        """Observe the errors that unittest expects; pytest only keeps that there was one."""
         item: Any = self._item
         report = getattr(item, "addExpectedFailure", None)
         if report is None:
@@ -349,7 +349,7 @@ class Gate:
         return self._usage().shows_allocations(since=self._usage_before)
 
     def _usage(self) -> Usage:
-        """How often GPU memory was allocated; the allocator is asked for measured tests only."""
+        """How often GPU memory was allocated; read for measured tests only."""
         from llmmem.measurement.window import NO_USAGE, usage
 
         return usage() if self._is_measured else NO_USAGE
@@ -424,9 +424,9 @@ def _failed(reason: str) -> BaseException:
 
 
 def _merged(call: Record, teardown: Record) -> Record:
-    """One record of a test from those of its call and of its teardown.
+    """Merge the records of a test's call and teardown.
 
-    Its peaks are those of the larger; a peak that is not known may be larger than any other.
+    The result is based on the one with the higher peak; an unknown peak counts as the highest.
     """
     larger = max(
         call,

@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End what the session started."""
+    """Close the session."""
     session = config.stash.get(SESSION, None)
     if session is not None:
         session.close()
@@ -83,11 +83,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Put the verdict in the place of what the test raised, before pytest writes the report of it.
+    """Replace the error that the test raised by the verdict, before pytest makes the report.
 
-    By now pytest has put there what unittest keeps to itself. It calls this after its own hook for
-    unittest, which comes first, and before the one that makes the report, which is registered
-    earlier.
+    pytest's hook for unittest has run before (it is ``tryfirst``), so ``call`` has the errors that unittest
+    caught. The hook that makes the report was registered earlier, so it runs later.
     """
     gate = item.stash.get(GATE, None)
     if gate is None or not runs_tests(item.config):
@@ -105,7 +104,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Note the fixtures that read values unknown to a simulated GPU."""
+    """Remember fixtures that read values that a simulated GPU does not know."""
     reads = request.config.stash[SESSION].value_reads
     before = reads.now()
     try:
@@ -117,12 +116,12 @@ def pytest_fixture_setup(
 def pytest_fixture_post_finalizer(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> None:
-    """Forget them when they are torn down."""
+    """Forget such a fixture when it is torn down."""
     request.config.stash[SESSION].value_reads.forget_fixture(fixturedef.argname)
 
 
 def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
-    """The error as pytest wants it, with a traceback."""
+    """The error as pytest expects it, with a traceback."""
     try:
         raise error
     except BaseException:
@@ -130,7 +129,7 @@ def _raised(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
 
 
 def begin(config: pytest.Config, command_line: argparse.Namespace) -> Session:
-    """The session of this process; made, with its GPU, when it is first asked for."""
+    """The session of this process; the first call creates it and loads its simulated GPU."""
     session = config.stash.get(SESSION, None)
     if session is None:
         options = Options.read(command_line, config)

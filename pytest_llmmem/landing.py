@@ -14,11 +14,11 @@ __all__ = ["land_in_test"]
 
 
 def land_in_test(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Give a failure that the plugin raised the test's function as its place.
+    """Point the traceback of a failure that the plugin raised at the test function.
 
-    The test has ended, or not begun, so its own frame is not there: one without its locals stands
-    in for it. ``--pdb`` stops there, and ``--tb=line`` names the test's file. Failures that the
-    test raised, by `vram.run` too, keep their own traceback.
+    The test has ended, or not started, so it has no frame: a frame without its locals stands in for
+    it. ``--pdb`` stops there, and ``--tb=line`` names the file of the test. Failures raised inside the
+    test, including by `vram.run`, keep their own traceback.
     """
     raised = call.excinfo
     if raised is None or not isinstance(raised.value, pytest.fail.Exception):
@@ -42,7 +42,7 @@ def _traceback_at(item: pytest.Item) -> TracebackType | None:
         return None
     function = inspect.unwrap(function)
     code = function.__code__
-    # As template engines do it: code that raises, with the name and the place of what it stands for.
+    # As template engines do: code that raises, with the name, file and line of the test function.
     source = "\n" * (code.co_firstlineno - 1) + "raise LookupError"
     stand_in = compile(source, code.co_filename, "exec", dont_inherit=True)
     try:

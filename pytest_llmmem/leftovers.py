@@ -23,12 +23,12 @@ _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GEN
 
 
 class Leftovers:
-    """Releases the GPU memory that earlier tests hold, so that figures do not depend on the order.
+    """Releases GPU memory that earlier tests left behind, so that figures do not depend on test order.
 
-    It is held in three ways: cached, where a fixture that outlives its test can pin it; by the
-    frames of failed tests, which live as long as anyone has the exception; and by cyclic garbage.
+    Three things keep such memory: the allocator's cache, which a fixture that outlives its test can
+    pin; the frames of failed tests, which live as long as their exceptions; and cyclic garbage.
 
-    Nothing is done in a session that measures nothing.
+    In a session that measures nothing, this does nothing.
     """
 
     def __init__(self, config: pytest.Config, *, measures: bool) -> None:
@@ -51,7 +51,7 @@ class Leftovers:
     def pytest_runtest_makereport(
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Remember what was raised, and what is reported in its place."""
+        """Remember what was raised and what is reported instead."""
         raised = [call.excinfo]
         report = yield
         raised.append(call.excinfo)
@@ -61,7 +61,7 @@ class Leftovers:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        """Release the exceptions of the last test, whose reports have been made and shown by now."""
+        """Release the exceptions of the last test; its reports have been made and shown."""
         errors, self._errors = self._errors, []
         if not errors or not _cuda_in_use():
             return
@@ -73,7 +73,7 @@ class Leftovers:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any]
     ) -> Generator[None, object, object]:
-        """Keep a fixture that outlives its test from pinning memory that others have cached."""
+        """Keep fixtures that outlive their test from pinning memory that earlier tests left in the cache."""
         if not self._measures or fixturedef.scope == "function":
             return (yield)
         _release()
@@ -88,19 +88,19 @@ class Leftovers:
             _release()
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """Note that what a fixture held may be garbage now."""
+        """Note that what the fixture held may be garbage now."""
         self._outliving.discard(fixturedef)
         self._raised_again.pop(fixturedef, None)
         if fixturedef.scope != "function":
             self._released_at = None
 
     def pytest_unconfigure(self) -> None:
-        """Undo what would outlive the session."""
+        """Unfreeze the modules, which would otherwise stay frozen after the session."""
         if self._frozen_modules:
             gc.unfreeze()
 
     def begin_test(self) -> None:
-        """Give cached memory back before the fixtures of a test that is measured."""
+        """Release cached memory before the fixtures of a measured test."""
         from llmmem.measurement.window import usage
 
         if len(sys.modules) > self._frozen_modules and not self._outliving:
@@ -110,10 +110,10 @@ class Leftovers:
         self._released_at = usage()
 
     def _freeze(self) -> None:
-        """Spare later collections what has been imported: it lasts, and makes each of them slow.
+        """Exclude imported modules from later garbage collections, which they make slow.
 
-        What is frozen is never collected. So no fixture of a smaller scope than the session's may be
-        alive, and nothing be held on a GPU, which objects of modules could let go of later.
+        Frozen objects are never collected. So this does nothing while memory is held on a GPU, and must
+        not be called while a fixture with a scope narrower than the session is alive.
         """
         from llmmem.measurement.window import holds_memory
 
@@ -128,7 +128,7 @@ LEFTOVERS = pytest.StashKey[Leftovers]()
 
 
 def clear_frames(error: BaseException, but: Iterable[BaseException] = ()) -> None:
-    """Drop the locals of the frames through which an exception came, and those it is linked to.
+    """Clear the frames in the tracebacks of an exception and of the exceptions linked to it.
 
     Frames that are still running or suspended are left alone.
 
@@ -142,8 +142,8 @@ def clear_frames(error: BaseException, but: Iterable[BaseException] = ()) -> Non
             if not _is_suspended(frame):
                 with suppress(RuntimeError):  # it is running
                     frame.clear()
-                    # Before Python 3.13, a copy of the locals that anyone has asked for lasts, until
-                    # it is asked for again.
+                    # Before Python 3.13, a frame keeps the copy of its locals that `f_locals` made
+                    # until it is read again.
                     frame.f_locals  # noqa: B018
 
 
@@ -162,10 +162,10 @@ def _linked(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
 
 
 def _is_suspended(frame: FrameType) -> bool:
-    """Whether clearing the frame would end a generator or coroutine that is to go on.
+    """Whether clearing the frame would end a generator or coroutine that is still to be resumed.
 
-    From Python 3.13 on, such a frame refuses to be cleared. Before, only a frame that is over refers
-    to its own code: until then the generator does, of which there is no trace in the frame.
+    From Python 3.13 on, such a frame refuses to be cleared. Before, a frame refers to its own code only
+    once it has finished: until then, the generator does, and the frame does not refer to that.
     """
     if sys.version_info >= (3, 13) or not frame.f_code.co_flags & _GENERATORS:
         return False
@@ -179,7 +179,7 @@ def _is_about_memory(item: pytest.Item) -> bool:
 
 
 def _release() -> None:
-    """Give back all memory that no live tensor needs, if any can have been taken."""
+    """Release all memory that no live tensor needs, if CUDA is in use."""
     if _cuda_in_use():
         from llmmem.measurement.window import release_cached_memory
 
@@ -195,7 +195,7 @@ def _cuda_in_use() -> bool:
 
 
 def _forget_last_failure() -> None:
-    """Forget the last test that failed, as pytest itself does when the next call begins."""
+    """Forget the last failed test, as pytest does when the next call starts."""
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)

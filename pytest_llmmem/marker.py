@@ -22,14 +22,14 @@ SCOPES = ("call", "test")
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a test may take.
+    """The limit on the peak of a test.
 
     Attributes:
-        bytes: The limit; a peak that equals it is within it.
-        metric: Which of `METRICS` it is about.
-        scope: Whether it is about the test's call, or about its setup and teardown as well.
-        gpu: The card whose memory it is, if it was given as one.
-        written: The limit as it was written, such as ``"24GB"``, if it was text.
+        bytes: The limit in bytes, inclusive.
+        metric: The one of `METRICS` that it applies to.
+        scope: Whether it applies to the call of the test only, or to its setup and teardown as well.
+        gpu: The card whose memory is the limit, if the marker names one.
+        written: The limit as written in the marker, such as ``"24GB"``; ``None`` for a number of bytes.
     """
 
     bytes: int
@@ -40,7 +40,7 @@ class Limit:
 
     @property
     def size(self) -> str:
-        """The limit as it was written, and in GiB: ``"24GB (22.35 GiB)"``."""
+        """The limit as written and in GiB: ``"24GB (22.35 GiB)"``."""
         return format_written(self.bytes, self.written)
 
     def __str__(self) -> str:

@@ -51,15 +51,15 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llmmem-device",
         metavar="DEVICE",
-        help=f"Where to measure: {ACCEPTED_DEVICES}. Default auto: vram.run takes a real GPU, else "
-        "a simulated one; tests that allocate in the pytest process need a real GPU, or a "
-        "simulated one asked for by name.",
+        help=f"Where to measure: {ACCEPTED_DEVICES}. Default auto: vram.run uses a real GPU if there is "
+        "one, else a simulated one; tests that allocate in the pytest process need a real GPU or an "
+        "explicit sim:GPU.",
     )
     group.addoption(
         "--llmmem-require-gpu",
         action="store_true",
         default=None,
-        help="An error, not a skip, where memory cannot be measured on a real GPU.",
+        help="Fail tests, instead of skipping them, if memory cannot be measured on a real GPU.",
     )
     group.addoption(
         "--llmmem-max-vram",
@@ -67,7 +67,10 @@ def add_options(parser: pytest.Parser) -> None:
         help='Limit on the peak of every test that has no max_vram marker, such as "24GB".',
     )
     parser.addini(
-        "llmmem_report", "Default of --llmmem-report, a path a line.", type="linelist", default=None
+        "llmmem_report",
+        "Default of --llmmem-report, one path per line.",
+        type="linelist",
+        default=None,
     )
     parser.addini("llmmem_device", "Default of --llmmem-device.", default=None)
     parser.addini(
@@ -77,7 +80,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def separate_report_option(args: list[str]) -> bool:
-    """Keep ``--llmmem-report`` from taking the argument after it, such as ``tests/``, for its path.
+    """Keep ``--llmmem-report`` from using the next argument, such as ``tests/``, as its path.
 
     argparse cannot tell ``--option PATH`` from ``--option=PATH``, so the option alone is rewritten
     to have an empty path, which stands for none.
@@ -105,6 +108,6 @@ def is_asked_for(command_line: argparse.Namespace, config: pytest.Config) -> boo
 
 
 def runs_tests(config: pytest.Config) -> bool:
-    """Whether tests are run, not only collected or set up: else nothing is measured or said."""
+    """Whether tests are run, not only collected or set up. If not, nothing is measured or reported."""
     only = ("collectonly", "setuponly", "setupplan")
     return not any(config.getoption(name, default=False) for name in only)

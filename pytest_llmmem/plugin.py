@@ -51,7 +51,7 @@ def pytest_load_initial_conftests(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and the hooks where it is known already that they are needed."""
+    """Register the marker and, if they are already known to be needed, the hooks."""
     config.addinivalue_line("markers", MARKER)
     if is_asked_for(config.option, config) or _controls_workers(config):
         _register_hooks(config, config.option)
@@ -75,7 +75,7 @@ def vram(request: pytest.FixtureRequest) -> Vram:
     """GPU memory: run or estimate a setup, measure a part of the test."""
     if not request.config.pluginmanager.has_plugin(HOOKS):
         pytest.fail(
-            "no test of this session names the fixture vram, so nothing is measured: take it as an "
+            "no test of this session names the fixture vram, so nothing is measured: request it as an "
             "argument of the test, or with pytest.mark.usefixtures",
             pytrace=False,
         )

@@ -21,17 +21,17 @@ GATE = "llmmem_gate"
 VALUES = "llmmem_values"
 
 NOT_MEASURED = "not measured"
-#: What a gated test was held to: a source of figures, or nothing.
+#: Where the figures of a gated test come from, or that there are none.
 GATES = ("measured", "simulated", "estimated", NOT_MEASURED)
 
 
 @dataclass(frozen=True)
 class TestRecords:
-    """What one test left.
+    """What one test recorded.
 
     Attributes:
         records: Its records, in the order they were made.
-        gate: One of `GATES`; ``None`` for a test that nothing was asked of.
+        gate: One of `GATES`; ``None`` for a test that is not gated.
         compared_values: Whether it was skipped because values are not computed.
     """
 
@@ -43,7 +43,7 @@ class TestRecords:
 
     @classmethod
     def read(cls, properties: Iterable[tuple[str, object]]) -> TestRecords:
-        """Read what `store` left among a report's properties; others are left alone."""
+        """Read what `store` added to the properties of a report; other properties are ignored."""
         found = [(name, str(value)) for name, value in properties]
         records = tuple(
             Record.from_dict(json.loads(value)) for name, value in found if name == RECORD
@@ -54,7 +54,7 @@ class TestRecords:
 
 
 def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
-    """Put what a test left among the properties that its report will carry."""
+    """Add the records of a test to the properties of its report."""
     forget(properties)
     properties += [
         (RECORD, json.dumps(record.to_dict(), separators=(",", ":"))) for record in left.records
@@ -66,5 +66,5 @@ def store(properties: list[tuple[str, object]], left: TestRecords) -> None:
 
 
 def forget(properties: list[tuple[str, object]]) -> None:
-    """Drop what an earlier attempt at the same test left."""
+    """Remove what an earlier attempt at the same test stored."""
     properties[:] = [pair for pair in properties if pair[0] not in (RECORD, GATE, VALUES)]

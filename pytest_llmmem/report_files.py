@@ -17,21 +17,21 @@ __all__ = ["ReportFiles"]
 
 NOT_ENDED = "the session did not reach its end; these are the records that it had made by then"
 
-# What writing may take before the session ends: a second of this thread's processor time, and a
-# twentieth of the session's time.
+# The processor time that writing may take before the session ends: one second plus 5% of the time since
+# the session started.
 FREE_SECONDS = 1.0
 SHARE = 0.05
 
 
 class ReportFiles:
-    """Replaces the reports of earlier sessions at once, and keeps them up to date.
+    """Replaces the reports of earlier sessions at the start, and keeps the new ones up to date.
 
-    However the session ends, each file has its records and no older ones. Until `finish` has
+    However the session ends, the files contain its records and no older ones. Until `finish` has
     written the whole report, the files say that they are incomplete.
 
     Attributes:
-        written: What `finish` has written, for the user.
-        errors: What it could not write.
+        written: One line for each file that `finish` wrote, for the user.
+        errors: One line for each file that it could not write.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -42,11 +42,11 @@ class ReportFiles:
         self._spent = 0.0
 
     def begin(self) -> None:
-        """Put an empty report in the place of an older one."""
+        """Replace the reports of an earlier session by empty ones."""
         self._write([], NOT_ENDED)
 
     def save(self, records: Sequence[Record]) -> None:
-        """Write the records so far, unless writing has taken too much of the session already."""
+        """Write the records so far, unless writing has already taken too much of the session's time."""
         if self._spent > FREE_SECONDS + SHARE * (time.monotonic() - self._began):
             return
         began = time.thread_time()
@@ -70,7 +70,7 @@ class ReportFiles:
                 self.written.append(f"{path} ({count}{note})")
 
     def _write(self, records: Sequence[Record], incomplete: str) -> dict[Path, str]:
-        """Write all files; what went wrong with which."""
+        """Write all files, and return the errors by path."""
         if not self._paths:
             return {}
         from llmmem.report import frame, write
@@ -81,6 +81,6 @@ class ReportFiles:
                 write(frame(records, incomplete=incomplete), path)
             except LlmmemError as error:
                 errors[path] = str(error)
-            except Exception as error:  # it must not take the results of the tests with it
+            except Exception as error:  # an error here must not lose the results of the tests
                 errors[path] = f"cannot write report {path}: {type(error).__name__}: {error}"
         return errors

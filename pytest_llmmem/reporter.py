@@ -23,7 +23,7 @@ NOTHING = TestRecords((), None)
 
 
 class Reporter:
-    """Gathers what tests left, wherever they ran; lives in the process that talks to the user."""
+    """Collects the records of all tests, including those of xdist workers, and reports at the end."""
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self._config = config
@@ -34,16 +34,16 @@ class Reporter:
         self._ended_early = ""
 
     def pytest_report_header(self) -> str | None:
-        """One line, if anything was asked for."""
+        """One line with the options, if any is set."""
         described = self._options.describe()
         return f"llmmem: {described}" if described else None
 
     def pytest_sessionstart(self) -> None:
-        """Let no report of an earlier session stand for this one."""
+        """Replace the reports of an earlier session."""
         self._files.begin()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take what a test left; a later attempt at the same test replaces an earlier one."""
+        """Collect the records of a test; a rerun replaces the records of earlier attempts."""
         if report.when == "teardown":
             left = TestRecords.read(report.user_properties)
             if left != NOTHING:
@@ -52,11 +52,11 @@ class Reporter:
                 self._files.save(self._records())
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Remember that tests were left out, and why."""
+        """Remember why tests are missing."""
         self._ended_early = f"the session was interrupted ({excinfo.exconly()})"
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Remember that tests were left out, and why."""
+        """Remember why tests are missing."""
         self._ended_early = f"an internal error ended the session ({excinfo.exconly()})"
 
     @pytest.hookimpl(optionalhook=True)
@@ -71,7 +71,7 @@ class Reporter:
         if session.shouldfail and not ended_early:
             ended_early = f"the session stopped early ({session.shouldfail})"
         elif exitstatus == pytest.ExitCode.USAGE_ERROR:
-            ended_early = "the session did not begin: an error of usage"
+            ended_early = "the session did not start: usage error"
         self._files.finish(self._records(), ended_early)
         if self._files.errors and exitstatus in (
             pytest.ExitCode.OK,
@@ -80,7 +80,7 @@ class Reporter:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show the table if it was asked for, and always what the gates stand on."""
+        """Show the table if requested, and always how many tests were gated and by which figures."""
         records = self._records()
         if self._options.table and records:
             self._show_table(terminalreporter, records)

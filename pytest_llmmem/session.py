@@ -37,8 +37,8 @@ class Session:
     """One session in one process (under xdist, each worker has its own).
 
     Attributes:
-        options: What was asked for.
-        value_reads: How often tests have read values that are not known.
+        options: The options of the session.
+        value_reads: Counts how often tests read values that the simulated GPU does not know.
     """
 
     def __init__(self, options: Options) -> None:
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def children(self) -> ChildrenOfTests:
-        """What gives the processes that tests start the device of this one, and counts them."""
+        """Makes the processes that tests start use the GPUs of this one, and counts their memory."""
         if self._children is None:
             from llmmem import simgpu
             from pytest_llmmem.children import ChildrenOfTests
@@ -60,16 +60,16 @@ class Session:
         return self._children
 
     def share_with_children(self) -> None:
-        """Give the processes that tests start the simulated GPUs of this one, from now on.
+        """From now on, make processes that tests start use the simulated GPUs of this one.
 
-        It is called by the first test, and so in processes that run tests only: the workers of xdist
-        inherit nothing from their controller.
+        The first test calls this, so only processes that run tests do: the controller of xdist must not
+        pass its GPUs on to its workers.
         """
         if self._children is None and self.simulated:
             _ = self.children
 
     def with_children(self, record: Record, children: ChildPeaks) -> Record:
-        """The record of a test, with what the processes that it started took."""
+        """Add the processes that a test started to its record."""
         from llmmem import simgpu
         from pytest_llmmem.children import with_children
 
@@ -77,14 +77,14 @@ class Session:
 
     @property
     def simulated(self) -> bool:
-        """Whether this process has a simulated GPU: asked for here, or by who started pytest."""
+        """Whether this process has a simulated GPU, of its own or inherited (``llmmem exec``)."""
         from llmmem import simgpu
 
         return simgpu.active() is not None
 
     @property
     def index(self) -> int | None:
-        """The only GPU to watch, if one was asked for by its index."""
+        """The index of the GPU to watch if the device names one."""
         return self.options.device.index if self.options.device.kind == "cuda" else None
 
     def has_gpu(self) -> bool:
@@ -96,7 +96,7 @@ class Session:
         import torch
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch says about a missing driver
+            warnings.simplefilter("ignore")  # torch warns about a missing driver
             return torch.cuda.is_available() and (self.index or 0) < torch.cuda.device_count()
 
     def has_real_gpu(self) -> bool:
@@ -104,26 +104,26 @@ class Session:
         return not self.simulated and self.has_gpu()
 
     def advice(self) -> str:
-        """What to do where a test needs a GPU in this process and there is none."""
+        """What to do if a test needs a GPU in this process and there is none."""
         if self.options.device.kind == "estimate":
             return (
-                "an estimate needs a setup (vram.run, vram.estimate): what a test itself allocates "
-                "can only be measured, with --llmmem-device=cuda or sim:rtx4090"
+                "only setups can be estimated (vram.run, vram.estimate): to measure what a test itself "
+                "allocates, use --llmmem-device=cuda or sim:rtx4090"
             )
         missing = f"no GPU {self.options.device}" if self.index else "no GPU"
         return f"{missing}: pass --llmmem-device=sim:rtx4090 (or another card) to simulate one"
 
     def initialise_cuda(self) -> None:
-        """Make the CUDA context of this process now, so that no test is charged with it alone."""
+        """Create the CUDA context of this process now, so that it does not count for one test only."""
         import torch
 
         torch.cuda.init()  # type: ignore[no-untyped-call]
 
     def gpu_error(self, test: str) -> str | None:
-        """Why no test can use the GPU in this process any more; ``None`` as long as it works.
+        """Why this process can no longer use the GPU; ``None`` as long as it works.
 
         Args:
-            test: Who asks; the first one to find the GPU broken is named from then on.
+            test: The test that asks. The message names the first test that found the GPU broken.
         """
         from llmmem.measurement.window import cuda_error
 
@@ -138,7 +138,7 @@ class Session:
         )
 
     def capped(self, gpu: Gpu) -> AbstractContextManager[None]:
-        """Run with the memory of that card, if CUDA is in use in this process."""
+        """Limit the memory to that of a card, if CUDA is in use in this process."""
         from llmmem.measurement.window import cuda_in_use
 
         if not cuda_in_use():
@@ -148,7 +148,7 @@ class Session:
         return capped(gpu, self.index or 0)
 
     def guess_clock(self) -> int:
-        """How often tests in this process have read a value that is not known, so far."""
+        """How often tests in this process have read an unknown value so far."""
         if not self.simulated:
             return 0
         from llmmem import simgpu
@@ -157,7 +157,7 @@ class Session:
         return 0 if simulated is None else simulated.guesses.clock
 
     def guesses(self, since: int) -> tuple[str, ...]:
-        """What to say of the values that were guessed since then (`guess_clock`)."""
+        """Notes about the values that were guessed since then (`guess_clock`)."""
         if not self.simulated:
             return ()
         from llmmem import simgpu
@@ -175,7 +175,7 @@ class Session:
         return self._versions
 
     def runner(self) -> Runner:
-        """What runs setups, made at its first use.
+        """The runner of setups, created on first use.
 
         Raises:
             UnsupportedError: The device cannot work here.
@@ -189,7 +189,7 @@ class Session:
         return self._runner
 
     def close(self) -> None:
-        """End the runner, and leave PyTorch and the environment as they were."""
+        """Close the runner, and restore PyTorch and the environment."""
         self.value_reads.close()
         if self._children is not None:
             self._children.close()
@@ -203,14 +203,14 @@ SESSION = pytest.StashKey[Session]()
 
 
 def load_simulated_gpu(device: Device, arguments: Sequence[str]) -> None:
-    """Put a simulated GPU into this process if the device is one, and see that it can be used.
+    """Load a simulated GPU into this process if the device is one, and check that it can be used.
 
     Args:
         device: Where to measure.
-        arguments: pytest's own, for a command that works where this process cannot have the GPU.
+        arguments: pytest's arguments, to suggest a command that works if this process cannot load the GPU.
 
     Raises:
-        pytest.UsageError: It cannot be done here, or not any more.
+        pytest.UsageError: The GPU cannot be simulated here, or torch was imported already.
     """
     from llmmem import simgpu
 
@@ -244,9 +244,9 @@ def _too_late(device: Device, arguments: Sequence[str]) -> str:
 
 
 def _check_allocator_settings() -> None:
-    """Refuse settings with which PyTorch would fail once, and end the process at the next use.
+    """Reject allocator settings with which PyTorch would raise once and then abort the process.
 
-    What our own reader does not know, a newer PyTorch may: PyTorch has the last word.
+    A newer PyTorch may accept what our parser does not know, so PyTorch has the last word.
 
     Raises:
         InputError: A variable has a value that PyTorch does not accept.

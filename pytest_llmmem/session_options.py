@@ -42,10 +42,10 @@ class Options:
         reports: Files to write the report to.
         table: Whether to show the report at the end.
         device: Where to measure.
-        require_gpu: Whether only what was measured on a real GPU will do.
-        max_vram: Limit for tests without a marker.
-        faults: What is to go wrong on simulated GPUs.
-        side_streams: When work on their side streams ends.
+        require_gpu: Whether only figures measured on a real GPU count.
+        max_vram: The limit for tests without a marker.
+        faults: The faults to inject into simulated GPUs.
+        side_streams: When work on side streams of simulated GPUs ends.
     """
 
     reports: tuple[Path, ...] = ()
@@ -88,12 +88,12 @@ class Options:
 
     @property
     def promises_gpu(self) -> bool:
-        """Whether a test that finds no GPU has failed, and is not merely skipped."""
+        """Whether a test that finds no GPU fails instead of being skipped."""
         return self.require_gpu or self.device.kind == "cuda"
 
     @property
     def measures_every_test(self) -> bool:
-        """Whether tests are measured that ask for nothing themselves."""
+        """Whether tests without the marker or the fixture are measured too."""
         return bool(self.reports) or self.max_vram is not None
 
     def describe(self) -> str:
@@ -114,7 +114,7 @@ class Options:
 
 
 class _Given:
-    """The layers that an option can be given in; the first that has it wins."""
+    """The sources of options: the command line, the environment and the ini file, in this order."""
 
     def __init__(self, namespace: argparse.Namespace, config: pytest.Config) -> None:
         self._namespace = namespace
@@ -126,14 +126,14 @@ class _Given:
         return default if raw is None else self.parse(parse, raw, origin)
 
     def paths(self) -> tuple[Sequence[str], str]:
-        """All paths of reports, and where they were given."""
+        """All paths of reports, and the name of the option, variable or ini key with them."""
         raw, origin = self._raw("report")
         if isinstance(raw, str):
             return raw.split(os.pathsep), origin
         return raw or (), origin
 
     def parse(self, parse: Callable[[Any], Value], raw: object, origin: str) -> Value:
-        """Parse a value, or name what is wrong and where."""
+        """Parse a value; an error names where the value comes from."""
         try:
             return parse(raw)
         except InputError as error:
@@ -159,7 +159,7 @@ def _from_environment(read: Callable[[], Value]) -> Value:
 
 
 def _parse_limit(text: str) -> Limit:
-    # Bytes are digits only: on a command line and in a file even a whole number is text.
+    # Only digits are bytes. On a command line and in a file, every value is text.
     is_bytes = text.isdecimal() and len(text) < MOST_DIGITS
     return max_vram(int(text) if is_bytes else text)
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Reads", "ValueReads"]
 
-#: Modules that write the message of an assertion that has failed already.
+#: Modules that format the message of an assertion that has already failed.
 WRITE_MESSAGES = ("_pytest._io.", "_pytest.assertion.util", "unittest.util")
 
 
 @dataclass(frozen=True)
 class Reads:
-    """How often the host has read values that are not known.
+    """How often the host has read unknown values.
 
     Attributes:
         unknown: Reads of any kind.
-        guesses: Those of whole numbers and booleans, which may have decided sizes or branches.
+        guesses: Reads of integers and booleans, which may have decided sizes or branches.
     """
 
     unknown: int = 0
@@ -41,10 +41,10 @@ class Reads:
 
 
 class ValueReads:
-    """Counts these reads in this process, and remembers the fixtures that made some.
+    """Counts reads of unknown values in this process, and remembers the fixtures that made some.
 
-    An assertion that fails writes the tensors at hand into its message, and reads them for that.
-    Such reads say nothing about what failed, and are not counted.
+    The message of a failed assertion shows tensors, and reads their values to do so. Such reads did not
+    cause the failure, so they are not counted.
     """
 
     def __init__(self) -> None:
@@ -54,18 +54,18 @@ class ValueReads:
         self._fixtures: set[str] = set()
 
     def now(self) -> Reads:
-        """How many reads there were so far; none without a simulated GPU."""
+        """The reads so far; none without a simulated GPU."""
         if simgpu.active() is None:
             return Reads()
         self._watch_messages()
         return _all_reads() - self._for_messages
 
     def note_fixture(self, name: str, since: Reads) -> None:
-        """Remember a fixture if it has read such values; tests compare what it gives them.
+        """Remember a fixture if it has read unknown values, as tests may compare what it returns.
 
         Args:
-            name: The fixture, which has just been set up.
-            since: The reads before.
+            name: The name of the fixture, which has just been set up.
+            since: The reads before its setup.
         """
         if self.now().unknown > since.unknown:
             self._fixtures.add(name)
@@ -75,11 +75,11 @@ class ValueReads:
         self._fixtures.discard(name)
 
     def were_in(self, fixtures: Iterable[str]) -> bool:
-        """Whether one of these fixtures holds on to such values."""
+        """Whether one of these fixtures has read unknown values."""
         return not self._fixtures.isdisjoint(fixtures)
 
     def close(self) -> None:
-        """Leave PyTorch as it was."""
+        """Restore PyTorch."""
         if self._stop_watching is not None:
             self._stop_watching()
             self._stop_watching = None
@@ -119,7 +119,7 @@ def _all_reads() -> Reads:
 
 
 def _without_guesses() -> AbstractContextManager[None]:
-    """No read is noted as a guess."""
+    """While inside, no read is recorded as a guess."""
     simulated = simgpu.active()
     return nullcontext() if simulated is None else simulated.guesses.ignored()
 

@@ -19,7 +19,7 @@ __all__ = ["PYTEST", "SIMULATED_VALUES", "may_be_over", "over_limit", "peak_unkn
 
 SIMULATED_VALUES = "values are not computed on a simulated GPU"
 
-#: The name of the process that runs the tests, among others that tests have started.
+#: The name of the process that runs the tests, among the processes that tests start.
 PYTEST = "the pytest process"
 
 SHOWN_ALLOCATIONS = 5
@@ -30,7 +30,7 @@ LONGEST_NAME = 80
 def over_limit(
     record: Record, limit: Limit, top_allocations: Sequence[tuple[str, int]] = ()
 ) -> str:
-    """How far a peak is over the limit, and what it is made of; `record` holds both."""
+    """By how much the peak of a record exceeds the limit, and what held the peak."""
     peak = record.peak_bytes or 0
     what = "needed" if record.is_cut_short else "peak"
     return "\n".join(
@@ -46,7 +46,7 @@ def over_limit(
 
 
 def may_be_over(record: Record) -> str:
-    """That a test is within its limit by less than what a note leaves unknown."""
+    """The warning for a test whose headroom is smaller than what a note leaves unknown."""
     headroom = (record.limit_bytes or 0) - (record.peak_bytes or 0)
     return (
         f"{record.test} passed with a headroom of {format_size(headroom)}, less than the "
@@ -55,34 +55,34 @@ def may_be_over(record: Record) -> str:
 
 
 def peak_unknown(record: Record) -> str:
-    """Why the peak that the limit is about is not known, and what can be done about it."""
+    """Why the peak that the limit applies to is unknown, and what to do about it."""
     if record.source == "estimated":
         return f"not estimated: {record.message}"
     decided_by = record.decided_by
     if decided_by not in (None, PYTEST):
         return _peak_of_child_unknown(record.metric, decided_by)
     if record.metric == "process":
-        what = f"NVML does not tell what the process holds on {record.place}"
+        what = f"NVML does not report the memory of this process on {record.place}"
         others = '"reserved" or "allocated"'
     else:
         what = f"the allocator in use keeps no statistics of what is {record.metric}"
         others = '"process"'
-    return f"not measured: {what}; hold the test to metric={others}"
+    return f"not measured: {what}; use metric={others}"
 
 
 def _peak_of_child_unknown(metric: str, child: str | None) -> str:
     if metric == "process":
         return f"not measured: too many processes ran at the same time ({child})"
     return (
-        f"not measured: the peak of {metric} of {child} is not known (it was killed, runs on, began "
-        'before the test or does not use PyTorch); hold the test to metric="process"'
+        f"not measured: the peak of {metric} of {child} is not known (it was killed, is still running, "
+        'started before the test or does not use PyTorch); use metric="process"'
     )
 
 
 def run_failed(
     record: Record, limit: Limit | None, top_allocations: Sequence[tuple[str, int]] = ()
 ) -> str:
-    """Why a run did not reach its end, what it needs if that is known, what it had taken."""
+    """Why a run did not reach its end, what it needs (if known), and its peaks up to then."""
     estimate = record.estimate if record.outcome == "oom" else None
     return "\n".join(
         (
@@ -95,7 +95,7 @@ def run_failed(
 
 
 def _needs(record: Record) -> str:
-    """What a run needs, for the start of its message; an estimate's own message has it."""
+    """What a run needs, as the start of its message; messages of estimates contain it already."""
     needed = record.needed.process
     if record.outcome != "oom" or record.source == "estimated" or needed is None:
         return ""
@@ -141,7 +141,7 @@ def _account(record: Record, top_allocations: Sequence[tuple[str, int]]) -> Iter
 
 
 def _processes(record: Record) -> Iterable[str]:
-    """Which process decided, and the largest of all."""
+    """The process whose peak was compared with the limit, and the largest processes."""
     if record.decided_by is not None:
         yield f"  decided by   {_short(record.decided_by)}"
     largest = sorted(record.processes, key=lambda each: each.peaks.process or 0, reverse=True)

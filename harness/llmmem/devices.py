@@ -20,13 +20,13 @@ _COUNTED = re.compile(r"(?P<gpu>.+)x0*(?P<count>\d+)", re.ASCII)
 
 @dataclass(frozen=True)
 class Device:
-    """A place to run.
+    """Where to run or estimate.
 
     Attributes:
-        kind: ``auto`` (the best there is), ``cuda``, ``sim`` or ``estimate``.
-        index: Which GPU, for ``cuda``.
+        kind: ``auto`` (the best that is available), ``cuda``, ``sim`` or ``estimate``.
+        index: The index of the GPU, for ``cuda``.
         gpu: The card of the GPU catalogue, for ``sim``.
-        count: How many of them, for ``sim``.
+        count: The number of cards, for ``sim``.
     """
 
     kind: Literal["auto", "cuda", "sim", "estimate"]
@@ -67,10 +67,10 @@ def _parse_simulated(text: str) -> Device:
     name = text.removeprefix("sim:")
     match = _COUNTED.fullmatch(name)
     names = {gpu.name for gpu in gpus()}
-    # "rtx4090" is a card, not 4090 cards called "rt": a whole name of the catalogue wins.
+    # "rtx4090" is a card, not 4090 cards called "rt": a name of the catalogue takes precedence.
     if name in names or match is None or match["gpu"] not in names:
         return Device("sim", gpu=find_gpu(name).name)
-    # As text first: a long row of digits is no number that Python reads.
+    # Compared as text: Python does not parse integers with too many digits.
     counts = {str(count): count for count in range(1, MOST_SIMULATED_GPUS + 1)}
     count = counts.get(match["count"])
     if count is None:

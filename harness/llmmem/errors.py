@@ -12,24 +12,24 @@ __all__ = ["InputError", "LlmmemError", "UnsupportedError", "unknown"]
 
 
 class LlmmemError(Exception):
-    """Base of all errors that llmmem raises on purpose; the message is one line for a person."""
+    """Base class of all errors that llmmem raises on purpose; the message is one line."""
 
 
 class InputError(LlmmemError, ValueError):
-    """What was asked for is not valid: the message names the value and the accepted forms."""
+    """Invalid input: the message names the value and the accepted forms."""
 
 
 class UnsupportedError(LlmmemError):
-    """What was asked for is valid and cannot be done here: the message says why and what to do."""
+    """Valid input that cannot be handled here: the message says why and what to do."""
 
 
 def unknown(what: str, value: object, accepted: Iterable[str]) -> InputError:
-    """The error for a name that is not among the accepted ones, with the nearest of them.
+    """The error for a name that is not accepted; it suggests the closest accepted one.
 
     Args:
-        what: What the name stands for, such as ``"method"``.
-        value: The name that was given.
-        accepted: All names that would have been taken, in the order to list them.
+        what: What the name refers to, such as ``"method"``.
+        value: The name.
+        accepted: All accepted names, in the order in which the message lists them.
     """
     names = list(accepted)
     near = get_close_matches(str(value), names, n=1, cutoff=0.5)

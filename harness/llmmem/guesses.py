@@ -1,7 +1,7 @@
 """Where a program used a value that is not known, for a size, a branch or the length of a loop.
 
-On the simulated GPU and in a trace numbers are not computed. Where a program reads a whole number or a
-boolean that follows from them, the figures that it leads to are those of one way the program could go.
+The simulated GPU and a trace do not compute numbers. If a program reads an integer or a boolean that
+depends on them, the figures are those of one of the paths that the program could take.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["GUESS", "Guess", "Guesses", "guess", "where"]
 
-#: What the sentence begins with.
+#: The start of a note about guesses.
 GUESS = "a guess:"
-#: The most lines that a note names; of the rest it gives the number.
+#: The most lines that a note names; it counts the others.
 MOST_NAMED = 5
 
-#: Operators by what a program calls to read a value.
+#: What a program calls to read a value, by operator.
 READS = {"_local_scalar_dense": "item", "_to_copy": "to the host", "copy_": "to the host"}
 
-#: Parts of the paths of files that no program is written in.
+#: Parts of file paths that never belong to the program.
 INTERNAL = (
     "/site-packages/torch/",
     "/site-packages/_pytest/",
@@ -41,7 +41,7 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 @dataclass(frozen=True)
 class Guess:
-    """One place in the program.
+    """A line of the program that read an unknown value.
 
     Attributes:
         where: File, line and function, such as ``"train.py:12 in step"``.
@@ -56,7 +56,7 @@ class Guess:
 
 
 class Guesses:
-    """The places so far, in the order in which they were first met."""
+    """The guesses so far, in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self._clock = 0
@@ -65,19 +65,19 @@ class Guesses:
 
     @property
     def clock(self) -> int:
-        """How often a place was met so far."""
+        """The number of guesses so far, repetitions included."""
         return self._clock
 
-    def add(self, place: Guess) -> None:
-        """Note that a place was met."""
+    def add(self, guess: Guess) -> None:
+        """Record a guess."""
         if self._ignored:
             return
         self._clock += 1
-        self._last_met[place] = self._clock
+        self._last_met[guess] = self._clock
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
-        """Places that are met inside decide nothing, and are not noted."""
+        """While inside, guesses are not recorded, because nothing depends on them."""
         self._ignored += 1
         try:
             yield
@@ -85,25 +85,25 @@ class Guesses:
             self._ignored -= 1
 
     def notes(self, since: int = 0) -> tuple[str, ...]:
-        """What to say of them beside a figure: one sentence, or none.
+        """The note to show with a figure: one sentence, or none.
 
         Args:
-            since: The `clock` when the figure began; places not met since then are left out.
+            since: The value of `clock` when measuring started; only guesses since then are named.
         """
-        places = [str(place) for place, met in self._last_met.items() if met > since]
-        if not places:
+        lines = [str(guess) for guess, met in self._last_met.items() if met > since]
+        if not lines:
             return ()
-        more = len(places) - MOST_NAMED
+        more = len(lines) - MOST_NAMED
         also = f" and {more} more" if more > 0 else ""
         how = "evenly spread" if choices_setting() == "even" else "the same in every row"
         return (
             f"{GUESS} sizes or branches follow from values that are not computed, read at "
-            f"{', '.join(places[:MOST_NAMED])}{also}, with choices by unknown scores {how}",
+            f"{', '.join(lines[:MOST_NAMED])}{also}, with choices by unknown scores {how}",
         )
 
     @contextmanager
     def annotating_errors(self) -> Iterator[None]:
-        """An error that is raised inside may follow from a guess: then it says so."""
+        """Add a note to errors that are raised inside if they may follow from a guess."""
         clock = self.clock
         try:
             yield
@@ -112,27 +112,27 @@ class Guesses:
             raise
 
     def annotate(self, error: BaseException, since: int = 0) -> None:
-        """Tell beside an error of the program which guesses it may follow from (`notes`)."""
+        """Add a note to an error of the program that names the guesses it may follow from."""
         for note in self.notes(since):
             error.add_note(f"llmmem: this may follow from {note}")
 
 
 def guess(operator: str, frame: FrameType | None) -> Guess:
-    """The place of a value that was read, by the frame that it was read from.
+    """The guess for a value that was read from a frame.
 
-    It is the innermost line that is neither of PyTorch, Python nor llmmem.
+    Its line is the innermost one that belongs to neither PyTorch, Python nor llmmem.
     """
     name = operator.partition("::")[2]
     name = READS.get(name, name)
     while frame is not None:
-        if place := where(frame.f_code, frame.f_lineno):
-            return Guess(place, name)
+        if line := where(frame.f_code, frame.f_lineno):
+            return Guess(line, name)
         frame = frame.f_back
     return Guess("the backward pass", name)
 
 
 def where(code: CodeType, line: int) -> str | None:
-    """A line of the program as text; ``None`` for one of PyTorch, Python or llmmem."""
+    """A line of the program as text; ``None`` for a line of PyTorch, Python or llmmem."""
     if _is_internal(code.co_filename):
         return None
     return f"{_short(code.co_filename)}:{line} in {code.co_name}"
@@ -145,7 +145,7 @@ def _is_internal(file: str) -> bool:
 
 
 def _short(file: str) -> str:
-    """The file from the current directory, else with its folder."""
+    """The path relative to the current directory, or else the file name with its folder."""
     path = Path(file)
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))

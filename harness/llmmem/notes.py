@@ -1,4 +1,4 @@
-"""Notes about what a figure leaves out, in the same words for runs and estimates."""
+"""Notes about what figures leave out, worded the same for runs and estimates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["cudnn_attention"]
 
 
 def cudnn_attention(unknown: int) -> str:
-    """What attention by cuDNN leaves unknown.
+    """The note about cuDNN attention, whose workspace is partly unknown.
 
     Args:
-        unknown: Bytes that one backward pass of an attention may take beyond what is counted: the
-            gradients of keys and values before they are summed over the query heads that share
-            them; 0 where none are shared.
+        unknown: The bytes that the backward pass of one attention layer may take beyond what is counted:
+            gradients of keys and values before they are summed over the query heads that share them.
+            0 if no heads share them.
     """
     said = (
         "attention by cuDNN, as PyTorch chooses on this card: its workspace is counted as far as "

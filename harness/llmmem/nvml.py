@@ -1,8 +1,8 @@
 """NVML: the GPUs, the driver, and the bytes that this process holds on a real GPU.
 
-NVML shows the present, never a peak, so a peak of the process is sampled. What PyTorch's allocator
-took is known exactly all the same: only the rest (the CUDA context, libraries, allocations that
-bypass the allocator) is looked for in the samples, and added to the allocator's own peak.
+NVML reports current usage but no peak, so the peak of the process is sampled. The part that PyTorch's
+allocator reserved is known exactly. Only the rest (the CUDA context, libraries, allocations that bypass
+the allocator) is taken from the samples and added to the allocator's own peak.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ATTEMPTS = 3
 
 
 def gpu_count() -> int:
-    """How many GPUs a CUDA program started here could use; 0 without a driver.
+    """The number of GPUs that a CUDA program started here could use; 0 without a driver.
 
-    ``CUDA_VISIBLE_DEVICES`` is taken into account, and neither torch nor CUDA is touched.
+    Respects ``CUDA_VISIBLE_DEVICES``. Does not import torch or initialise CUDA.
     """
     import pynvml
 
@@ -52,7 +52,7 @@ def gpu_count() -> int:
 def gpu_names() -> tuple[str, ...]:
     """The names of the GPUs of this machine, as the driver gives them; empty without a driver.
 
-    A GPU that does not answer any more (it is lost) is left out.
+    A GPU that is lost is left out.
     """
     import pynvml
 
@@ -89,7 +89,7 @@ class NvmlMeter:
     """Peak bytes of this process on one GPU, sampled by a thread from `start` to `stop`.
 
     Args:
-        device: Index of the CUDA device, as torch counts them.
+        device: Index of the CUDA device in torch.
         period_s: Seconds between two samples.
     """
 
@@ -130,19 +130,19 @@ class NvmlMeter:
             self._thread = None
 
     def reset(self) -> None:
-        """Forget what was sampled so far."""
+        """Discard the samples so far."""
         with self._lock:
             self._beside = None
 
     def held(self) -> int | None:
-        """Bytes that the process holds now; ``None`` where NVML cannot tell."""
+        """Bytes that the process holds now; ``None`` if NVML does not report them."""
         return _process_bytes(self._handle, self._device)
 
     def peak(self, reserved: int) -> int | None:
-        """The peak since the reset, in bytes; ``None`` where NVML cannot tell.
+        """The peak since the reset, in bytes; ``None`` if NVML does not report it.
 
-        It is the peak of the bytes that the allocator reserved, and the most that any sample showed
-        beside what was reserved at the same time.
+        This is the allocator's reserved peak plus the largest difference between a sample and the bytes
+        reserved at the same time.
 
         Args:
             reserved: The peak of the allocator's reserved bytes since the reset.
@@ -156,7 +156,7 @@ class NvmlMeter:
             self._sample()
 
     def _sample(self) -> bool:
-        """Take a sample, unless the allocator moves under it: that would mix two moments."""
+        """Take a sample, unless the reserved bytes change meanwhile: it would mix two states."""
         before = _reserved(self._device)
         held = self.held()
         if held is None or _reserved(self._device) != before:
@@ -169,7 +169,7 @@ class NvmlMeter:
 def _handle(device: int) -> Any:
     """NVML's handle of the GPU that torch calls `device`; ``None`` if NVML does not know it.
 
-    The two count differently (``CUDA_VISIBLE_DEVICES``, ``CUDA_DEVICE_ORDER``), so it goes by UUID.
+    Their indices differ (``CUDA_VISIBLE_DEVICES``, ``CUDA_DEVICE_ORDER``), so the UUID identifies the GPU.
     """
     import pynvml
     import torch
@@ -183,10 +183,10 @@ def _handle(device: int) -> Any:
 
 
 def _process_bytes(handle: Any, device: int) -> int | None:
-    """What this process holds on the GPU; ``None`` where NVML cannot tell.
+    """What this process holds on the GPU in bytes; ``None`` if NVML does not report it.
 
-    NVML hides the figure on WSL, and shows the host's process ids in a container. A process that
-    has memory on the GPU is listed, so if only one is, it is this one.
+    NVML hides the figure on WSL, and reports the process ids of the host in a container. If only one
+    process is listed and this one holds memory, it must be this one.
     """
     import pynvml
 
@@ -204,10 +204,10 @@ def _process_bytes(handle: Any, device: int) -> int | None:
 
 
 def _reserved(device: int) -> int:
-    """Bytes that PyTorch's allocator holds of the device now."""
+    """Bytes that PyTorch's allocator has reserved on the device now."""
     import torch
 
-    # The allocator may not be there yet, or not any more.
+    # The allocator may not exist yet, or may be gone already.
     with suppress(RuntimeError):
         return int(torch.cuda.memory_reserved(device))
     return 0

@@ -36,7 +36,7 @@ METRICS = ("allocated", "reserved", "process")
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peak bytes of a run or of a phase; ``None`` where it is not known.
+    """Peak bytes of a run or of a phase; ``None`` if a peak is not known.
 
     Attributes:
         allocated: Bytes of tensors, as PyTorch's caching allocator counts them.
@@ -55,17 +55,17 @@ class Peaks:
         return value
 
     def highest(self, other: Peaks) -> Peaks:
-        """The larger of each metric; not known where one of the two is not."""
+        """The larger value of each metric; ``None`` if either is."""
         pairs = ((self.get(metric), other.get(metric)) for metric in METRICS)
         return Peaks(*(None if a is None or b is None else max(a, b) for a, b in pairs))
 
     def to_dict(self, prefix: str = "peak") -> dict[str, int | None]:
-        """The peaks under the names that every JSON document of llmmem uses, in bytes."""
+        """The peaks in bytes, under the names used in all JSON documents of llmmem."""
         return {f"{prefix}_{metric}_bytes": self.get(metric) for metric in METRICS}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Peaks:
-        """Read what `to_dict` wrote; other keys are left alone."""
+        """Read what `to_dict` wrote; other keys are ignored."""
         return cls(*(document[f"peak_{metric}_bytes"] for metric in METRICS))
 
 
@@ -74,7 +74,7 @@ class DevicePeaks:
     """The peaks of one of several GPUs.
 
     Attributes:
-        index: Which one, as PyTorch counts them.
+        index: The index of the GPU in PyTorch.
         peaks: Its peaks in bytes.
     """
 
@@ -98,7 +98,7 @@ class DevicePeaks:
 
 @dataclass(frozen=True)
 class Components:
-    """What the allocated bytes at the allocated peak were for; they sum to the peak, in bytes."""
+    """The allocated peak by what the memory was for, in bytes; the components sum to the peak."""
 
     weights: int = 0
     gradients: int = 0
@@ -138,7 +138,7 @@ class PhaseResult:
 
 @dataclass(frozen=True)
 class Holder:
-    """Bytes at the allocated peak that one module (or place in the code) asked for."""
+    """Bytes of one component at the allocated peak that one module (or phase) allocated."""
 
     component: str
     module: str
@@ -147,11 +147,11 @@ class Holder:
 
 @dataclass(frozen=True)
 class Rules:
-    """Closed forms from parameter counts, in bytes; ``None`` where a form does not apply.
+    """Closed forms computed from parameter counts, in bytes; ``None`` if a form does not apply.
 
     Attributes:
         peak_allocated_bytes: The form for the setup's mode and method (what `rule_bytes` reports).
-        formula: That form as text, with its numbers.
+        formula: That form as text, with the numbers filled in.
         table: Further known forms by name (such as the accelerate-style rows), in bytes.
     """
 
@@ -162,20 +162,20 @@ class Rules:
 
 @dataclass(frozen=True)
 class Trace:
-    """What running the step on the meta device says: peaks per component and phase, in bytes.
+    """The result of tracing the step on the meta device: peaks per component and phase, in bytes.
 
     Attributes:
         outcome: ``ok``, ``oom`` or ``unsupported``, on the card.
         message: Why, when the outcome is not ok; else empty.
-        peaks: Those on the card, up to where it was full if it was.
+        peaks: The peaks on the card; with ``oom``, up to where the card was full.
         components: What held the allocated peak.
         phases: The same per phase.
-        context_bytes: What the process holds beside what the allocator reserves.
-        assumptions: What is taken for granted.
-        unknown_bytes: Bytes that the peaks may be higher by, at most, as an assumption says; 0 if
-            none does.
-        needed: The peaks on a card with the same kernels and unlimited memory; unknown where the
-            step cannot be followed to its end, or the program itself handles a full card.
+        context_bytes: What the process holds in addition to what the allocator reserves.
+        assumptions: What the trace assumes.
+        unknown_bytes: The most by which the peaks may be higher, in bytes, according to an assumption;
+            0 if none states an amount.
+        needed: The peaks on a card with the same kernels and unlimited memory; unknown if the step
+            cannot be traced to its end, or the program itself handles out-of-memory errors.
     """
 
     outcome: Outcome
@@ -190,7 +190,7 @@ class Trace:
 
     @property
     def fits_by_memory(self) -> tuple[str, ...] | None:
-        """Cards of the catalogue with the memory that is needed; ``None`` if that is not known.
+        """Cards of the catalogue with enough memory; ``None`` if what is needed is not known.
 
         Memory alone is compared: each card has its own kernels, so what it needs may differ.
         """
@@ -269,7 +269,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run of a setup on a device came to.
+    """The result of running a setup on a device.
 
     Attributes:
         setup: What ran.
@@ -278,22 +278,22 @@ class RunResult:
         outcome: ``ok``, ``oom``, ``crashed``, ``timeout`` or ``unsupported``.
         message: Why, when the outcome is not ok; else empty.
         gpu: The name of the card, as the driver gives it.
-        peaks: Over everything from before the build to the end of the last step. With an outcome
-            other than ok they are what had been reached.
+        peaks: The peaks from before the build to the end of the last step. With an outcome other than
+            ok, the peaks up to then.
         components: What held the allocated peak.
         phases: The same per phase.
-        holders: The largest holders at the allocated peak, largest first.
-        trainable_parameters: How many numbers an optimizer would be given; ``None`` if the model
-            was not built.
+        holders: The largest allocations at the allocated peak by component and module, largest first.
+        trainable_parameters: The number of trainable parameters; ``None`` if the model was not built.
         step_seconds: Wall time of the last step; ``None`` on a simulated GPU (it computes nothing).
         context_bytes: peak process - peak reserved.
         context_source: ``modelled`` or ``measured``.
         held_before_bytes: What the device held for the process before the run, in bytes.
         versions: Versions of the libraries, CUDA and the driver.
-        allocator: The allocator settings in force.
-        notes: What else decides how to read the figures.
-        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
-        estimate: The estimate of the same setup, unless told not to estimate.
+        allocator: The allocator settings of the run.
+        notes: Caveats about the figures.
+        unknown_bytes: The most by which the peaks may be higher, in bytes, according to a note; 0 if
+            none states an amount.
+        estimate: The estimate of the same setup, if one was requested.
     """
 
     setup: Setup

@@ -1,7 +1,7 @@
-"""Setup: all that decides how much memory a step takes.
+"""Setup: everything that determines how much memory a step takes.
 
-A `Setup` is complete and valid from the moment it exists: presets are resolved into their parts,
-keys that do not apply are ``None``, and a contradiction raises `InputError`.
+A `Setup` is complete and valid once it is created: presets are resolved into their parts, keys that
+do not apply are ``None``, and keys that contradict each other raise `InputError`.
 """
 
 from __future__ import annotations
@@ -67,16 +67,15 @@ METHODS = tuple(_PRESETS)
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What to run. Keys left out take the method's preset, then the defaults given here.
+    """What to run. Missing keys are filled in from the preset of the method, then from the defaults here.
 
     Attributes:
         model: A hub id, an id of the offline catalogue, a local directory or a config.json.
             Weights are never needed.
         task: One of `TASKS`.
-        num_labels: Classes of a sequence classification (default 2), else ``None``.
+        num_labels: The number of classes for sequence classification (default 2), else ``None``.
         mode: ``train``, ``forward`` (no gradients) or ``generate``.
-        method: One of `METHODS`: the preset that `quantization` and `adapter` come from unless
-            they are given.
+        method: One of `METHODS`: the preset for `quantization` and `adapter` where they are not set.
         quantization: One of `QUANTIZATIONS`, or a ``quantization_config`` of transformers as a
             mapping (with its ``quant_method``).
         double_quant: Whether the quantization constants of a 4-bit base are quantized too.
@@ -84,7 +83,7 @@ class Setup:
         adapter_dtype: Dtype of the adapter's weights; ``None`` is PEFT's default, which is
             float32 on a 16-bit base.
         kbit_prepare: Whether `peft.prepare_model_for_kbit_training` is called on a quantized base.
-        dtype: Dtype of the weights (of those that are not quantized) and of the computation.
+        dtype: Dtype of the weights that are not quantized, and of the computation.
         autocast: ``none`` or the dtype to autocast to.
         optimizer: A name of transformers' ``OptimizerNames``; ``None`` unless in mode train.
         optimizer_args: Arguments that differ from the optimizer's own defaults.
@@ -97,7 +96,7 @@ class Setup:
             ``{"use_reentrant": True}``.
         new_tokens: Tokens to generate, in mode generate.
         kv_cache: ``dynamic`` or ``static``, in mode generate.
-        steps: How often the step is done; the first allocates the optimizer state.
+        steps: The number of steps to run; the first one allocates the optimizer state.
         allocator: Value of ``PYTORCH_ALLOC_CONF`` for the run.
         parallel: ``None`` or ``{"strategy": "fsdp2" | "ddp", "world_size": n}``.
     """
@@ -136,13 +135,12 @@ class Setup:
 
     @classmethod
     def from_mapping(cls, keys: Mapping[str, Any]) -> Setup:
-        """A setup from the keys of a TOML or JSON document.
+        """Create a setup from the keys of a TOML or JSON document.
 
-        ``"none"`` is taken wherever a key can be none, and ``"fsdp2:64"`` for a table of
-        `parallel`.
+        ``"none"`` is accepted for every key that can be ``None``, and ``"fsdp2:64"`` for `parallel`.
 
         Raises:
-            InputError: An unknown key, a value that is not accepted, or keys that contradict.
+            InputError: A key is unknown, a value is not accepted, or keys contradict each other.
         """
         names = [field.name for field in fields(cls)]
         for key in keys:
@@ -160,7 +158,7 @@ class Setup:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys that apply, as plain values: `from_mapping` makes an equal setup of them."""
+        """The keys that apply, as plain values; `from_mapping` creates an equal setup from them."""
         values = {field.name: deepcopy(getattr(self, field.name)) for field in fields(self)}
         return {
             key: dict(value) if isinstance(value, Mapping) else value
@@ -169,7 +167,7 @@ class Setup:
         }
 
     def key(self) -> str:
-        """One line of JSON that is the same for equal setups: the key to store results under."""
+        """One line of JSON, the same for equal setups, for use as the key of stored results."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     def describe(self) -> str:
@@ -186,7 +184,7 @@ class Setup:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether a PEFT adapter is put on the model."""
+        """Whether the model has a PEFT adapter."""
         return self.adapter != "none"
 
     @property
@@ -209,7 +207,7 @@ class Setup:
 
     @property
     def strategy(self) -> str | None:
-        """How the work is shared among ranks: ``fsdp2`` or ``ddp``; ``None`` on a single GPU."""
+        """The parallel strategy, ``fsdp2`` or ``ddp``; ``None`` on a single GPU."""
         return self.parallel["strategy"] if self.parallel is not None else None
 
     def _check_values(self) -> None:
@@ -281,7 +279,7 @@ class Setup:
             _check_parallel(self.parallel)
 
     def _resolved(self) -> dict[str, Any]:
-        """Values for the keys that were left out, where they apply."""
+        """Values for the missing keys that apply."""
         preset = _PRESETS[self.method]
         quantization = deepcopy(self.quantization or preset["quantization"])
         adapter = deepcopy(self.adapter if self.adapter is not None else preset["adapter"])
@@ -353,8 +351,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "kv_cache": KV_CACHES,
 }
 _NEVER_NONE = ("task", "mode", "method", "dtype", "autocast", "batch_size")
-#: Counts, with bounds that no real job meets: past them a run or an estimate would take all the
-#: memory or time of the host.
+#: Upper bounds of counts, far above any real job. Beyond them, a run or an estimate would exhaust the
+#: memory of the host or not finish.
 _MOST: Mapping[str, int] = {
     "batch_size": 2**20,
     "seq_len": 2**24,
@@ -367,17 +365,17 @@ MOST_RANKS = 2**17
 
 
 def _default_seq_len(model: str, adapter: Mapping[str, Any] | str, new_tokens: int) -> int:
-    """`SEQ_LEN`, or what the model's positions leave of it beside learned prompts and new tokens."""
+    """`SEQ_LEN`, or fewer if the model's positions, less learned prompts and new tokens, are fewer."""
     limit = positions(model)
     if limit is None:
         return SEQ_LEN
     prompt = adapter.get("num_virtual_tokens") if isinstance(adapter, Mapping) else None
     left = limit - new_tokens - (prompt if isinstance(prompt, int) else 0)
-    return max(1, min(SEQ_LEN, left))  # a build says it where nothing is left
+    return max(1, min(SEQ_LEN, left))  # if nothing is left, the build reports it
 
 
 def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
-    """Read a setup from a .toml or .json file; `overrides` win over its keys.
+    """Read a setup from a .toml or .json file; `overrides` take precedence over its keys.
 
     Raises:
         InputError: The file cannot be read, is not valid TOML or JSON, or holds no valid setup.
@@ -392,7 +390,7 @@ def load_setup(path: Path, overrides: Mapping[str, Any] | None = None) -> Setup:
 
 
 def _read_parallel(value: object) -> Any:
-    """The table that ``"fsdp2:64"`` stands for; any other value is left for the setup to check."""
+    """The table for a value such as ``"fsdp2:64"``; other values are returned for the setup to check."""
     strategy, colon, size = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not colon or not size.isdecimal() or len(size) > 18:
         return value

@@ -60,7 +60,7 @@ def parse_size(value: str | int) -> int:
 
 
 def format_size(size: int | None) -> str:
-    """Bytes as a person reads them: ``"1.50 GiB"``, below 0.1 GiB in MiB, ``-`` if missing."""
+    """A size for people to read: ``"1.50 GiB"``, in MiB below 0.1 GiB, ``-`` if missing."""
     if size is None:
         return "-"
     if abs(size) < GIB // 10:
@@ -69,13 +69,13 @@ def format_size(size: int | None) -> str:
 
 
 def format_written(size: int, written: str | None) -> str:
-    """A size as it was written beside what it is in GiB: ``"12GB (11.18 GiB)"``.
+    """A size as written, with its value in GiB: ``"12GB (11.18 GiB)"``.
 
-    Only the latter where both say the same (``"2GiB"``), or where it was written in no unit.
+    If both are the same (``"2GiB"``), or the size was not written as text, only the value in GiB.
 
     Args:
         size: Bytes.
-        written: What `parse_size` read the size from, if that was text.
+        written: The text that `parse_size` read the size from, if any.
     """
     shown = format_size(size)
     return shown if written is None or _is_same(written, shown) else f"{written} ({shown})"

@@ -1,19 +1,19 @@
 """Rules for values of device tensors where no kernel runs: one table for the simulated GPU and the trace.
 
-Where the device inputs of an operator of PyTorch are known, the operator's own CPU kernel gives the
-values of its outputs. This table says what holds for the operators where that is not enough: which of
-them only view memory, and what follows from values that are not known.
+If the device inputs of a PyTorch operator are known, the operator's own CPU kernel computes its outputs.
+This table has the operators for which that is not enough: those that only view memory, and those whose
+outputs are partly known although their inputs are not.
 
-- *Numbers are finite.* What is not known is neither infinite nor NaN, and equals nothing but itself.
-- *Numbers read as zero*, so comparisons by size, and ``isclose``, take zero in their place.
-- *Choices are valid.* An operator that picks indices by scores that are not known picks them evenly:
-  row ``i`` of ``k`` picks out of ``n`` has ``(n // 2 + i * k + j) % n`` for its pick ``j``.
-- *All* of an unknown mask is true, and *any* of it is false.
+- *Numbers are finite.* An unknown number is neither infinite nor NaN, and equals only itself.
+- *Numbers read as zero*, so order comparisons and ``isclose`` use zero for an unknown number.
+- *Choices are valid.* An operator that picks indices by unknown scores picks them evenly: pick ``j``
+  of row ``i``, with ``k`` picks out of ``n`` per row, is ``(n // 2 + i * k + j) % n``.
+- ``all`` of an unknown mask is true, and ``any`` of it is false.
 
-A value that follows from one of these is a *guess*, and so is all that follows from it, but for what
-holds of every finite number: that it is not NaN or infinite, and that a tensor equals itself.
+A value that follows from one of these rules is a *guess*, and so is everything computed from it. Facts
+that hold for every finite number (it is not NaN or infinite, a tensor equals itself) are not guesses.
 
-The builder of the simulated GPU writes the table into a header of C (`llmmem.simgpu.builder`).
+`llmmem.simgpu.builder` writes the table into a C header.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
     "choices_setting",
 ]
 
-#: Bytes of a tensor whose values are followed, at most: of whole numbers and booleans, and of floats.
+#: The largest tensors whose values are followed, in bytes: integers and booleans, and floats.
 MOST_INTEGER_BYTES = 32 << 20
 MOST_FLOAT_BYTES = 8 << 10
 
-#: How indices are picked by unknown scores: spread evenly over all, or the same for all rows.
+#: How indices are picked by unknown scores: spread evenly, or the same for all rows.
 Choices: TypeAlias = Literal["even", "same"]
 CHOICES_VARIABLE = "LLMMEM_CHOICES"
 
@@ -66,7 +66,7 @@ Rule: TypeAlias = Literal[
     "same",  # tells the host whether two tensors are equal
 ]
 
-#: By the names of operators without namespace and overload; all others are plain.
+#: By operator name without namespace and overload; operators that are not listed need no rule.
 RULES: dict[str, Rule] = {
     name: cast("Rule", rule)
     for rule, names in {

@@ -76,7 +76,7 @@ def test_where_nvml_does_not_tell_the_process_is_not_known_and_the_rest_is(
     assert result.peaks.reserved == unharmed.peaks.reserved
     assert result.components == unharmed.components
     assert result.versions["driver"] == unharmed.versions["driver"]
-    assert "NVML does not tell what this process holds" in result.notes
+    assert "NVML does not report the memory of this process" in result.notes
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_a_fault_is_the_business_of_its_test_alone(
     result.stdout.fnmatch_lines_random(
         [
             "E *torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 32.00 MiB. *",
-            "not measured: NVML does not tell what the process holds on sim:rtx4090; hold the test "
-            'to metric="reserved" or "allocated"',
+            "not measured: NVML does not report the memory of this process on sim:rtx4090; use "
+            'metric="reserved" or "allocated"',
             "E *torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
             "llmmem: 6 gated = 0 measured + 6 simulated + 0 estimated, 1 not measured",
         ]

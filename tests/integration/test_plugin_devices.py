@@ -212,7 +212,7 @@ def test_any_allocator_is_measured_as_far_as_it_tells(
             *(
                 [
                     "not measured: the allocator in use keeps no statistics of what is allocated; "
-                    'hold the test to metric="process"'
+                    'use metric="process"'
                 ]
                 if is_pluggable
                 else []

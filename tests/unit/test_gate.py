@@ -105,7 +105,7 @@ def test_a_peak_that_is_not_known_never_passes(
     judged = gate()
     judged.add(record(LIMIT))
     judged.add(record(None))
-    assert "not measured: NVML does not tell" in failure(judged)
+    assert "not measured: NVML does not report" in failure(judged)
     judged.leave()
     assert outcome(item) == "not measured"
 

@@ -112,7 +112,7 @@ def test_what_nvml_does_not_tell_is_not_known_and_the_rest_is(value: Any, fault:
     seen = value("what_the_meters_say_of_it")[fault]
     assert seen["peaks"] == [10 * 2**20, None]
     assert seen["notes"][0] == f"faults on demand: nvml={fault}"
-    assert seen["notes"][1].startswith("NVML does not tell what this process holds")
+    assert seen["notes"][1].startswith("NVML does not report the memory of this process")
     assert seen["names"] == (0 if fault == "gpu_lost" else 1)
     assert seen["driver"] is True
 

@@ -1,7 +1,7 @@
 """Attributes the memory at the peak to components and modules.
 
-A run (from the history of PyTorch's allocator) and a trace (from the meta device) both end up here,
-so that a component means the same in both.
+Both runs (from the history of PyTorch's allocator) and traces (from the meta device) use this module, so
+components mean the same in both.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FORWARD_PHASES = ("forward", "prefill", "decode")
 
 
 class Event(NamedTuple):
-    """One step of the allocator; its place in the sequence of events is its position.
+    """One step of the allocator; its index in the sequence of events is its position.
 
-    There are many of them, which is why they are tuples: those are made in less time.
+    There are many events, so they are tuples, which are faster to create than dataclasses.
 
     Attributes:
-        kind: Whether a block is handed out or given back.
-        address: What tells the block apart from all others that live at the same time.
+        kind: Whether a block is allocated or freed.
+        address: Identifies the block among all blocks that are live at the same time.
         bytes: The size of the block as the allocator counts it.
     """
 
@@ -59,7 +59,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """At `position`, the block at `address` was seen to belong to a component."""
+    """The block at `address`, live at `position`, belongs to a component."""
 
     position: int
     address: int
@@ -83,8 +83,8 @@ class Attribution:
         peak_bytes: The largest sum of live blocks.
         components: That sum by component.
         phases: The same for every phase that occurred.
-        top_allocations: That sum by component and innermost module, or the phase in parentheses for what
-            no module asked for, largest first.
+        top_allocations: That sum by component and innermost module, largest first. For allocations
+            outside of modules, the phase in parentheses stands for the module.
     """
 
     peak_bytes: int
@@ -94,7 +94,7 @@ class Attribution:
 
 
 class _Life(NamedTuple):
-    """An allocation from the event that made it to the one that ended it (None: it never ended)."""
+    """The lifetime of a block: the positions of its allocation and its free (None: never freed)."""
 
     bytes: int
     born: int
@@ -111,22 +111,22 @@ def attribute(
     labels: Sequence[Label],
     until: int | None = None,
 ) -> Attribution:
-    """Find the allocated peak and tell apart what was alive at it.
+    """Find the allocated peak and attribute the blocks that were live at it.
 
-    A labelled block (weights, gradients, optimizer state) belongs to its label for all its life.
-    Of the others, *activations* are those that were born in a module's call and outlive the
-    outermost call they were born in (in a forward phase, or recomputed during backward), and those
-    born in a forward phase outside of modules (the batch, the loss). All else are *temporaries*:
-    what ends with the call that made it, and workspaces that are never given back. A run that
-    ended while it was loading has no labels: what it had made by then are *weights*.
+    A labelled block (weights, gradients, optimizer state) belongs to the component of its label from its
+    allocation on. Of the others, *activations* are blocks that are allocated in a module's call and
+    outlive the outermost call around it (in a forward phase, or recomputed during backward), and blocks
+    that are allocated in a forward phase outside of modules (the batch, the loss). All others are
+    *temporaries*: blocks freed within the call, and workspaces that are never freed. A run that ended
+    during the phase load has no labels: its blocks are *weights*.
 
     Args:
         events: All events in order. Blocks freed without having been allocated are ignored.
         phases: Spans of phases, in order; they do not overlap.
         calls: Spans of module calls, named by the module's path; they nest.
-        labels: What was seen to be a weight, a gradient or optimizer state.
-        until: Where to stop looking for peaks. What became of the blocks after it still counts,
-            unless all was loading by then.
+        labels: Which blocks are weights, gradients or optimizer state.
+        until: The position up to which peaks are considered. Later events still decide how blocks are
+            attributed, unless nothing was labelled by then.
     """
     if until is not None and not any(label.position <= until for label in labels):
         labels = ()

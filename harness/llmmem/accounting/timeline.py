@@ -1,7 +1,7 @@
 """Places phases and module calls of a step among the events of the allocator.
 
-The `Timeline` is the observer of a step. It knows nothing of the allocator but its clock: how many
-blocks were allocated and freed so far. That makes it serve a GPU and the meta device alike.
+The `Timeline` is the observer of a step. All it needs from the allocator is a clock: the number of
+allocations and frees so far. So it works for a GPU and for the meta device.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Timeline:
 
     Args:
         clock: The number of allocations and frees so far.
-        address: What the allocator's events call the block of a tensor; ``None`` for a tensor that
-            is not on the device.
+        address: Returns the address of a tensor's block in the events; ``None`` for a tensor that is not
+            on the device.
     """
 
     def __init__(self, clock: Callable[[], int], address: Callable[[Tensor], int | None]) -> None:
@@ -52,7 +52,7 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """All that happens inside belongs to the phase."""
+        """Everything inside belongs to the phase."""
         start = self._clock()
         try:
             yield
@@ -60,7 +60,7 @@ class Timeline:
             self.phases.append(Span(name, start, self._clock()))
 
     def step(self) -> AbstractContextManager[None]:
-        """Steps have no place of their own among the events."""
+        """Steps are not recorded."""
         return nullcontext()
 
     def watch(self, model: nn.Module) -> None:
@@ -91,7 +91,7 @@ class Timeline:
         """Record the calls of all modules while inside."""
         hooks = (
             register_module_forward_pre_hook(self._enter),
-            # Checkpointing ends a recomputation by an exception: the call is over all the same.
+            # Checkpointing ends a recomputation with an exception, which ends the call too.
             register_module_forward_hook(self._leave, always_call=True),
         )
         try:

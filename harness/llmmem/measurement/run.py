@@ -154,7 +154,7 @@ def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     if simulated is not None:
         yield from simulated.notes
     if peaks.process is None:
-        yield "NVML does not tell what this process holds"
+        yield "NVML does not report the memory of this process"
     elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:

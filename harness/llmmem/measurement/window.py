@@ -395,7 +395,7 @@ def _notes(peaks: Peaks, began: Moment | None) -> tuple[str, ...]:
     simulated = simgpu.active()
     notes = _allocator_notes() + (() if simulated is None else simulated.notes_since(began))
     if peaks.process is None:
-        hidden = "NVML does not tell what this process holds (seen in containers, WSL and MIG)"
+        hidden = "NVML does not report the memory of this process (seen in containers, WSL and MIG)"
         return (*notes, hidden)
     if simulated is not None:
         return notes
