@@ -32,7 +32,7 @@ def test_a_run_is_capped_to_a_smaller_card_and_to_no_larger_one() -> None:
             runner.run(SMALL, estimate=False, cap="t5")
     assert free == larger
     (note,) = set(fits.notes) - set(free.notes)
-    assert "capped to the memory of the Tesla T4" in note
+    assert "limited to the memory of the Tesla T4" in note
     assert fits == replace(free, notes=fits.notes)
     # Both run out of memory, each where its card does.
     assert (same.outcome, capped.outcome) == ("oom", "oom")
@@ -57,7 +57,7 @@ GATED = """
     @pytest.mark.max_vram(gpu="t4")
     def test_fits_the_card(vram):
         result = vram.run({"model": "openai-community/gpt2", "seq_len": 64})
-        assert any("capped to the memory of the Tesla T4" in note for note in result.notes)
+        assert any("limited to the memory of the Tesla T4" in note for note in result.notes)
 """
 
 

@@ -19,11 +19,11 @@ __all__ = ["compare"]
 def compare(source: str, device: str, **options: Any) -> int:
     """Compare a trace with its run on the simulated GPU, allocation by allocation.
 
-    The first difference is shown: the bytes, the operator that the trace was at, the module, and
-    the line of the program that ran.
+    Shows the first difference: the sizes, the module, the operator in the trace, and the line of the
+    program in the run.
 
-    MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
-    of setup keys takes its place; the options win over its keys.
+    MODEL is a hub id, an id of llmmem models, a directory or a config.json. It can also be a
+    .toml or .json file of setup keys; options take precedence over its keys.
     """
     from llmmem import simgpu
     from llmmem.catalogue.gpus import find_gpu

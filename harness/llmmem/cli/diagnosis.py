@@ -19,11 +19,11 @@ __all__ = ["Ability", "Diagnosis", "examine"]
 
 @dataclass(frozen=True)
 class Ability:
-    """Whether figures of one source can be had here.
+    """Whether figures from one source are available on this machine.
 
     Attributes:
-        source: Where the figures would come from.
-        detail: On what, or the short reason why not.
+        source: The source of the figures.
+        detail: The GPUs or methods that are available, or a short reason why none are.
         problems: What is missing, each with what to do about it.
     """
 
@@ -39,16 +39,16 @@ class Ability:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What this machine can do, and with which versions.
+    """What this machine can do, and the versions of its libraries.
 
     Attributes:
         measured: Measuring on a GPU.
         simulated: Running on a simulated GPU.
         estimated: Estimating without running.
-        versions: The version of each library, None if it is not installed.
-        coverage: How much of the installed libraries the simulated GPU recognises; empty where it
-            does not work.
-        coverage_problem: Why that could not be measured, or None.
+        versions: The version of each library; ``None`` if it is not installed.
+        coverage: How much of the installed libraries the simulated GPU recognises; empty if the
+            simulated GPU does not work.
+        coverage_problem: Why coverage could not be measured, or ``None``.
     """
 
     measured: Ability
@@ -76,10 +76,9 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at this machine, without importing torch or using CUDA.
+    """Examine this machine, without importing torch or using CUDA in this process.
 
-    Another process loads the libraries of the simulated GPU; it compiles them first if they are not
-    in the cache.
+    Another process loads the libraries of the simulated GPU, and compiles them if they are not cached.
     """
     from llmmem.nvml import driver_version
     from llmmem.versions import library_versions
@@ -118,7 +117,7 @@ def _simulated() -> Ability:
 
 
 def _coverage() -> tuple[tuple[Coverage, ...], str | None]:
-    """The figures, or why there are none."""
+    """The coverage figures, or why there are none."""
     from llmmem.simgpu.coverage import CoverageError, measure_installed
 
     try:

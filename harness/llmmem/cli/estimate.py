@@ -32,8 +32,8 @@ def estimate(
 
     Closed-form rules and a trace on the meta device are shown side by side.
 
-    MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
-    of setup keys takes its place; the options win over its keys.
+    MODEL is a hub id, an id of llmmem models, a directory or a config.json. It can also be a
+    .toml or .json file of setup keys; options take precedence over its keys.
     """
     setup = read_setup(source, options)
     if gpu is not None:

@@ -26,14 +26,14 @@ __all__ = ["execute"]
 @json_option
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(device: str, output: str | None, as_json: bool, program: tuple[str, ...]) -> int:
-    """Run PROGRAM, unmodified, on a simulated GPU, and show what memory its processes took.
+    """Run PROGRAM, unmodified, on a simulated GPU, and show the memory that its processes took.
 
-    PROGRAM is a command with its arguments, such as: python train.py --epochs 1. Its children have
-    the GPU too. Values are not computed on it.
+    PROGRAM is a command with its arguments, such as: python train.py --epochs 1. Its child processes
+    use the simulated GPU too. The GPU does not compute values.
 
-    The program's output is left alone: the peaks are shown on standard error. With --json they are
-    the document on standard output, and the program's standard output goes to standard error. The
-    exit code is the program's own, 128 and the number of the signal that ended it.
+    The peaks are printed on standard error. With --json, they are printed on standard output, and the
+    program's standard output goes to standard error. The exit code is that of the program, or 128 + N
+    if signal N ended it.
     """
     from llmmem.devices import parse_device
     from llmmem.execution.program import run_program

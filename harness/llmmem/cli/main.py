@@ -31,17 +31,19 @@ LONGEST_LINE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; what is wrong is one line on standard error.
+    """Run the command and return its exit code; errors are one line on standard error.
 
     Args:
-        arguments: The command line without the program; by default the process's own.
+        arguments: The command line without the program; by default that of the process.
 
     Returns:
-        0 done, 1 an outcome other than ok or something that this machine cannot do, 2 bad input,
-        128 and the number of the signal that ended it.
+        0 for success, 1 for an outcome other than ok or something that this machine cannot do, 2 for
+        invalid input, 128 + N if signal N ended the command.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a name of a file need not be text in any encoding
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # a file name may not be valid in the encoding of the stream
             stream.reconfigure(errors="backslashreplace")
     try:
         with ended_by_signals():
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(message: str, code: int) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST_LINE:  # a value that was given is thousands of letters long
+    if len(line) > LONGEST_LINE:  # the message repeats a very long value
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     click.echo(f"llmmem: {line}", err=True)
     return code
@@ -111,8 +113,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def command(ctx: click.Context) -> None:
     """How much GPU memory does an LLM fine-tuning step take? Estimated, simulated or measured.
 
-    Sizes are shown in GiB; --json gives bytes. Exit codes: 0 done, 1 an outcome other than ok,
-    2 bad input.
+    Sizes are shown in GiB; --json prints bytes. Exit codes: 0 success, 1 an outcome other than ok,
+    2 invalid input.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -24,7 +24,7 @@ def _read_host_memory(_: click.Context, __: click.Parameter, value: str | None) 
         return None
     size = parse_size(value)
     if size > MOST_HOST_MEMORY:
-        raise InputError(f"invalid host memory {value!r}: no machine has so much")
+        raise InputError(f"invalid host memory {value!r}: expected at most {MOST_HOST_MEMORY} B")
     return size
 
 
@@ -36,11 +36,11 @@ timeout_option = click.option(
     show_default=True,
     metavar="S",
     callback=_read_timeout,
-    help="Give up after so many seconds.",
+    help="Give up after S seconds.",
 )
 host_memory_option = click.option(
     "--host-memory",
     metavar="SIZE",
     callback=_read_host_memory,
-    help="Host memory that it may take, such as 8GiB.  [default: 80% of what is free]",
+    help="Limit on host memory, such as 8GiB.  [default: 80% of what is free]",
 )

@@ -39,12 +39,12 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Run a step and show what memory it took.
+    """Run a step and show the memory that it took.
 
-    Peaks, components, phases and the largest allocations are shown, with the estimate beside them.
+    Shows peaks, components, phases and the largest allocations, next to the estimate.
 
-    MODEL is a hub id, an id of llmmem models, a directory or a config.json. A .toml or .json file
-    of setup keys takes its place; the options win over its keys.
+    MODEL is a hub id, an id of llmmem models, a directory or a config.json. It can also be a
+    .toml or .json file of setup keys; options take precedence over its keys.
     """
     from llmmem.execution.runner import Runner
 
@@ -52,8 +52,8 @@ def run(
     with Runner(device, host_memory=host_memory) as runner:
         if device == "auto" and runner.device.kind == "estimate":
             raise UnsupportedError(
-                "there is no GPU, and none can be simulated: llmmem doctor says what is missing, "
-                "and llmmem estimate needs none"
+                "there is no GPU, and none can be simulated: llmmem doctor shows what is missing, "
+                "and llmmem estimate does not need one"
             )
         result = runner.run(setup, estimate=beside, timeout=timeout)
     if as_json:

@@ -1,4 +1,4 @@
-"""The keys of a setup as options of a command, and the setup that they make."""
+"""The keys of a setup as options of a command."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "read_setup", "setup_options"]
 
 HELP: Mapping[str, str] = {
-    "model": "A hub id, a directory or a config.json, in place of the setup file's.",
+    "model": "A hub id, a directory or a config.json, instead of the model in the setup file.",
     "task": f"{', '.join(TASKS)}.",
-    "num_labels": "Classes, of task sequence-classification.",
+    "num_labels": "Number of classes, for task sequence-classification.",
     "mode": f"{', '.join(MODES)}.",
     "method": f"{', '.join(METHODS)}.",
     "quantization": f"{', '.join(QUANTIZATIONS)}, or a quantization_config of transformers.",
@@ -49,12 +49,12 @@ HELP: Mapping[str, str] = {
     "gradient_accumulation_steps": "Micro-batches before an optimizer step.",
     "max_grad_norm": "Clip gradients to this norm, or none.",
     "attention": "transformers' attention implementation, or none for the model's default.",
-    "gradient_checkpointing": "Compute activations again in the backward pass.",
+    "gradient_checkpointing": "Recompute activations in the backward pass.",
     "new_tokens": "Tokens to generate, in mode generate.",
     "kv_cache": "dynamic or static, in mode generate.",
-    "steps": "How often to do the step.",
+    "steps": "Number of steps to run.",
     "allocator": "PYTORCH_ALLOC_CONF for the run.",
-    "parallel": "none, fsdp2:N or ddp:N: what rank 0 of N ranks takes.",
+    "parallel": "none, fsdp2:N or ddp:N: run rank 0 of N ranks.",
 }
 
 
@@ -62,9 +62,9 @@ Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
 def setup_options(command: Command) -> Command:
-    """Give a command the argument MODEL | SETUP, as `source`, and an option for every setup key.
+    """Add the argument MODEL | SETUP, as `source`, and an option for every setup key to a command.
 
-    What was not given is ``None``; `read_setup` takes the rest.
+    Options that are not set are ``None``. Pass all of them to `read_setup`.
     """
     hints = get_type_hints(Setup)
     for field in reversed(fields(Setup)):
@@ -75,8 +75,8 @@ def setup_options(command: Command) -> Command:
 def read_setup(source: str, options: Mapping[str, Any]) -> Setup:
     """The setup of a command's argument and options.
 
-    A .toml or .json file is a setup, and the options win over its keys; but a JSON file with
-    ``model_type`` is a model, as is anything else.
+    A .toml or .json file is a setup, and options take precedence over its keys. A JSON file with
+    ``model_type`` is a model, and so is anything else.
 
     Raises:
         InputError: The file or the setup is not valid.

@@ -1,4 +1,4 @@
-"""What the commands print for people: rich tables that need neither colour nor width."""
+"""What the commands print for people: rich tables, readable without colour and in narrow terminals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MISSING_SHOWN = 4
 
 
 def show_estimate(estimate: Estimate) -> None:
-    """Print what is needed, rules and trace side by side, the trace's phases, what was assumed."""
+    """Print needed memory, trace and rules side by side, the phases of the trace, and assumptions."""
     trace, rules = estimate.trace, estimate.rules
     console = _console()
     console.print(f"{estimate.setup.model}: {estimate.setup.describe()}")
@@ -58,7 +58,7 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_run(result: RunResult) -> None:
-    """Print peaks and components with the estimate beside, phases, and the largest allocations."""
+    """Print peaks and components next to the estimate, phases, and the largest allocations."""
     console = _console()
     console.print(f"{result.setup.model}: {result.setup.describe()}")
     card = f" ({result.gpu})" if result.gpu else ""
@@ -80,7 +80,7 @@ def show_run(result: RunResult) -> None:
 
 
 def show_program(result: ProgramResult) -> None:
-    """Print the peaks of each process on standard error, the program's output being on the other."""
+    """Print the peaks of each process on standard error; standard output belongs to the program."""
     console = _console(stderr=True)
     ending = _ending(result.outcome, result.message)
     headline = f"llmmem: {result.source} on {result.device} ({result.gpu}): {ending}"
@@ -131,7 +131,7 @@ def show_gpus(entries: Iterable[Gpu]) -> None:
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print what this machine can do, what is missing for the rest, and the versions."""
+    """Print what this machine can do, what is missing for the rest, and versions."""
     console = _console()
     for ability in diagnosis.abilities:
         console.print(f"{'yes' if ability.works else 'no':<4} {ability.source}: {ability.detail}")
@@ -159,7 +159,7 @@ def _print_coverage(console: Console, diagnosis: Diagnosis) -> None:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    # Text as it is: module names such as "[0]" are no markup, and numbers are not decorated.
+    # No markup or highlighting: module names can contain "[0]".
     return Console(markup=False, highlight=False, stderr=stderr)
 
 
@@ -184,7 +184,7 @@ def _ending(outcome: str, message: str) -> str:
 
 
 def _print_account(console: Console, result: RunResult) -> None:
-    """The run's figures, with those of its estimate beside them if it has one."""
+    """Print the figures of the run next to those of its estimate, if it has one."""
     estimate = result.estimate
     if estimate is None:
         table = _table("", result.source)
@@ -223,10 +223,10 @@ def _print_fits(console: Console, trace: Trace) -> None:
 
 
 def _figures(peaks: Peaks, components: Components | None) -> dict[str, int | None]:
-    """An account from top to bottom, in bytes.
+    """The rows of the table, in bytes.
 
-    The components sum to the allocated peak, the reserve on top makes the reserved one, and the
-    context on top of that makes the peak of the process.
+    The components sum to the allocated peak. Adding the reserve gives the reserved peak, and adding the
+    context gives the process peak.
     """
     known = asdict(components) if components else {}
     return {name: known.get(name) for name in COMPONENTS} | {

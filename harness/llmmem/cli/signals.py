@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: it ends what it started, and says so in one line."""
+"""Termination signals: the command stops what it started and reports the signal in one line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class SignalledError(BaseException):
-    """The command was asked to end; not an `Exception`, so that no library goes on regardless.
+    """A signal asked the command to end; not an `Exception`, so that libraries do not swallow it.
 
     Attributes:
-        signal: How it was asked.
+        signal: The signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,11 +32,11 @@ class SignalledError(BaseException):
 def ended_by_signals() -> Iterator[None]:
     """While inside, SIGTERM and SIGHUP raise `SignalledError`; a second one kills.
 
-    A signal that is ignored, as ``nohup`` has it, stays so. Nothing changes in other threads than
-    the main one, which alone can handle signals.
+    Signals that are ignored, as under ``nohup``, stay ignored. In other threads than the main one this does
+    nothing, because only the main thread can handle signals.
 
     Raises:
-        SignalledError: Such a signal has arrived.
+        SignalledError: One of these signals arrived.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

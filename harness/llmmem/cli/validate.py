@@ -29,7 +29,7 @@ __all__ = ["validate"]
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="REPORT.csv",
-    help="The table; the page lies beside it.  [default: reports/accuracy-<device>.csv]",
+    help="The table; the page is written next to it.  [default: reports/accuracy-<device>.csv]",
 )
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N")
 @host_memory_option
@@ -37,9 +37,9 @@ __all__ = ["validate"]
 def validate(
     device: str, output: Path | None, jobs: int, host_memory: int | None, first: int | None
 ) -> None:
-    """Run and estimate every setup of the accuracy matrix, and write how far off estimates are.
+    """Run and estimate every setup of the accuracy matrix, and report the errors of the estimates.
 
-    What the table has already is not run again: an interrupted run can be continued.
+    Setups that are already in the table are skipped, so an interrupted run can be continued.
     """
     from llmmem.devices import parse_device
     from llmmem.validation.check import validate as check
@@ -66,7 +66,7 @@ def validate(
 
 
 def _settings() -> str:
-    """What is set in the environment that decides memory, as one sets it for one command."""
+    """Environment variables that affect memory, as they are set before a command in a shell."""
     names = ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     return "".join(f"{name}={os.environ[name]} " for name in names if name in os.environ)
 

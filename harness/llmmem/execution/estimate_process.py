@@ -1,4 +1,4 @@
-"""An estimate in a process of its own, which imports no more than the estimate needs."""
+"""An estimate in its own process, which imports only what the estimate needs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["estimate_alone"]
 
 
 def estimate_alone(setup: Setup, gpu: str | None = None) -> Estimate:
-    """As `llmmem.estimation.estimate`, in a process that does nothing else before it ends.
+    """Like `llmmem.estimation.estimate`, in a process that does nothing else.
 
-    It changes the process: from here on bitsandbytes, which takes longer to import than PEFT does
-    and which PEFT imports wherever it is installed, is missing unless the setup uses it. What
-    libraries print goes to standard error.
+    It changes the process: bitsandbytes cannot be imported afterwards, unless the setup uses it. PEFT would
+    import it whenever it is installed, which takes longer than importing PEFT. What libraries print goes to
+    standard error.
 
     Raises:
         InputError: The setup names something that does not exist, or there is no such card.
@@ -35,7 +35,7 @@ def estimate_alone(setup: Setup, gpu: str | None = None) -> Estimate:
 
 @contextmanager
 def _garbage_not_collected() -> Iterator[None]:
-    """Look for no garbage, now or later, in what is made inside: it goes with the process."""
+    """Exclude what is created inside from garbage collection: the process ends soon."""
     gc.disable()
     try:
         yield

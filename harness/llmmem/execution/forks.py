@@ -26,11 +26,11 @@ PERIOD_S = 0.05
 
 
 class Forks:
-    """Forks that run beside each other; leaving the context kills those that still do.
+    """Forks that run in parallel; leaving the context kills those that are still running.
 
     Args:
-        host_memory: Bytes of host memory that they may take together; past it the largest is
-            killed. ``None``: no limit.
+        host_memory: The limit in bytes on their host memory together. Beyond it, the largest fork is
+            killed. ``None`` is no limit.
     """
 
     def __init__(self, host_memory: int | None = None) -> None:
@@ -42,7 +42,7 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill those that still run."""
+        """Kill the forks that are still running."""
         while self._running:
             self._running.pop().abandon()
 
@@ -50,7 +50,7 @@ class Forks:
         """Do a job in a fork.
 
         Args:
-            job: What to do; gives a document that JSON holds.
+            job: The function to call; returns a document for JSON.
             timeout: Seconds until the fork is killed.
         """
         fork = Fork(job, timeout)
@@ -58,11 +58,11 @@ class Forks:
         return fork
 
     def reply(self, fork: Fork) -> dict[str, Any]:
-        """Wait for a fork; meanwhile all of them are watched.
+        """Wait for a fork, and enforce the limits of all forks meanwhile.
 
         Returns:
-            What its job gave, or one of ``{"timeout": seconds}``, ``{"host_memory": bytes}`` (the
-            limit that was passed) and ``{"died": text}``.
+            What its job returned, or one of ``{"timeout": seconds}``, ``{"host_memory": bytes}`` (the
+            limit that was exceeded) and ``{"died": text}``.
         """
         while not fork.has_ended(within=PERIOD_S):
             self._check()
@@ -71,7 +71,7 @@ class Forks:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Watch the forks while this process does something else; none is started inside."""
+        """Enforce the limits while this process does something else; no fork may be started inside."""
         done = Event()
 
         def watch() -> None:
@@ -102,14 +102,14 @@ class Fork:
 
     Attributes:
         pid: Its process id.
-        timeout: Seconds that it has.
+        timeout: Seconds until it is killed.
     """
 
     def __init__(self, job: Callable[[], Mapping[str, Any]], timeout: float | None) -> None:
         self.timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._killed: dict[str, Any] | None = None
-        # A file in memory: the fork need not wait until somebody reads its answer.
+        # A file in memory: the fork need not wait until its answer is read.
         self._answer = os.memfd_create("answer")
         parent = os.getpid()
         self.pid = os.fork()
@@ -118,32 +118,32 @@ class Fork:
         self._end = os.pidfd_open(self.pid)
 
     def has_ended(self, within: float) -> bool:
-        """Whether it has, after waiting for that for so many seconds at most."""
+        """Wait up to `within` seconds for its end; whether it has ended."""
         return bool(select.select([self._end], [], [], within)[0])
 
     def is_late(self) -> bool:
-        """Whether its time is over."""
+        """Whether it has exceeded its timeout."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
     def kill(self, reason: dict[str, Any]) -> None:
-        """Kill it, and have the reason for an answer unless it is done already."""
+        """Kill it; the reason becomes its reply, unless it is already done."""
         self._killed = self._killed or reason
-        # It is not waited for yet, so its id is its own even if it has ended.
+        # Nothing has waited for it yet, so its process id cannot have been reused.
         os.kill(self.pid, signal.SIGKILL)
 
     def reply(self) -> dict[str, Any]:
-        """What came of the job, once it has ended."""
+        """The reply of the job, once the fork has ended."""
         os.close(self._end)
         _, status = os.waitpid(self.pid, 0)
         with os.fdopen(self._answer, "rb") as file:
             answer = file.read() if file.seek(0) == 0 else b""
-        if status == 0 and answer:  # a fork that was killed may have written half of it
+        if status == 0 and answer:  # a killed fork may have written only part of it
             reply: dict[str, Any] = json.loads(answer)
             return reply
         return self._killed or {"died": _how_it_died(status)}
 
     def abandon(self) -> None:
-        """Kill it, whatever it has."""
+        """Kill it and discard its reply."""
         self.kill({})
         self.reply()
 
@@ -159,7 +159,7 @@ def _do(job: Callable[[], Mapping[str, Any]], answer: int, parent: int) -> None:
     """Do the job, write the answer, and end without the parent's clean-up. Never returns."""
     try:
         killed_with_parent(parent)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which ends it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and kills the fork
         text = json.dumps(job()).encode()
         with os.fdopen(answer, "wb") as file:
             file.write(text)

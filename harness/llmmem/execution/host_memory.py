@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOST_MEMORY_VARIABLE", "default_limit", "free_memory", "resident_memory"]
 
-#: A size: how much host memory a run and the estimate beside it may take.
+#: The limit on the host memory of a run and its estimate together, as a size such as 8GiB.
 HOST_MEMORY_VARIABLE = "LLMMEM_HOST_MEMORY"
 
 SHARE_OF_FREE = 0.8
@@ -23,9 +23,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def default_limit() -> int | None:
-    """Bytes that ``LLMMEM_HOST_MEMORY`` allows, by default 80% of what is free now.
+    """The limit of ``LLMMEM_HOST_MEMORY`` in bytes; by default 80% of what is free now.
 
-    ``None`` where this machine does not say what is free.
+    ``None`` if this machine does not report its free memory.
 
     Raises:
         InputError: The variable is not a size.
@@ -37,14 +37,14 @@ def default_limit() -> int | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that new processes can take: what is available, within the limits of the cgroup."""
+    """Bytes available to new processes, within the limits of the cgroups."""
     return min((*_available(), *_left_in_cgroups()), default=None)
 
 
 def resident_memory(process: int) -> int:
-    """Bytes of the host that only processes like this one hold: neither files nor page cache.
+    """Anonymous and shared resident memory of a process in bytes, without mapped files.
 
-    What a fork still shares with its parent counts. 0 once the process has ended.
+    Includes what a fork still shares with its parent. 0 once the process has ended.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def _available() -> Iterator[int]:
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """What each cgroup of this process leaves, its parents' included, in versions 1 and 2."""
+    """What each cgroup of this process and its parents leaves free (versions 1 and 2)."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -84,7 +84,7 @@ def _left(root: Path, path: str, limit: str, usage: str) -> Iterator[int]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Page cache that the kernel takes back when memory is short."""
+    """Page cache that the kernel reclaims when memory is short."""
     with suppress(OSError):
         text = (group / "memory.stat").read_text(encoding="utf-8")
         found = re.search(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)

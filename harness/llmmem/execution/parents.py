@@ -1,6 +1,6 @@
 """Processes that end when their parent ends, for whatever reason (Linux).
 
-The kernel tells a process when the *thread* that started it has ended (``PR_SET_PDEATHSIG``).
+The kernel signals a process when the *thread* that started it has ended (``PR_SET_PDEATHSIG``).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _NOTICE = signal.SIGUSR1
 
 
 def killed_with_parent(parent: int) -> None:
-    """From here on the kernel kills this process when the thread that started it ends.
+    """Have the kernel kill this process when the thread that started it ends.
 
     Args:
-        parent: The process id of the parent; if it is not the parent any more, it has ended.
+        parent: The process id of the parent. If it is no longer the parent, this process is killed at once.
     """
     _tell_of_the_end_of_the_parent(signal.SIGKILL)
     if os.getppid() != parent:
@@ -27,12 +27,12 @@ def killed_with_parent(parent: int) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """From here on this process ends with its parent, but not with a mere thread of the parent.
+    """End this process when its parent process ends (not when only a thread of the parent does).
 
-    It ends as soon as its main thread runs Python code or waits. Call it in the main thread.
+    The process ends as soon as its main thread runs Python code or waits. Call this in the main thread.
 
     Args:
-        parent: As in `killed_with_parent`.
+        parent: The process id of the parent.
     """
 
     def end_if_orphaned(*_: object) -> None:

@@ -1,8 +1,8 @@
 """Imports that a worker makes once, for all the runs that it forks.
 
-CUDA cannot be used in a fork of a process that has initialised it, so nothing imported here may do
-that. bitsandbytes asks at its import which GPUs there are and for their compute capabilities: NVML
-answers both. An import that needs more of CUDA is given up, and left to the run.
+CUDA cannot be used in a fork of a process that has initialised it, so nothing imported here may do that.
+bitsandbytes queries the GPUs and their compute capabilities when it is imported: NVML answers both. If an
+import needs more of CUDA, it is abandoned and left to the run.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ __all__ = ["cuda_kept_out", "preload"]
 
 
 class _CudaNeeded(BaseException):
-    """An import needs CUDA; no ``except Exception`` of a library may take it for an answer."""
+    """An import needs CUDA; not an `Exception`, so that libraries do not swallow it."""
 
 
 def preload(setup: Setup) -> None:
-    """Import what a run of the setup is going to import.
+    """Import what a run of the setup will import.
 
-    What cannot be imported without CUDA, or not at all, is left to the run, which says why.
+    Modules that cannot be imported without CUDA, or not at all, are left to the run, which reports why.
     """
     with quiet_libraries(), compiled_at_first_call():
         for name in _libraries(setup):
             with suppress(Exception, _CudaNeeded), cuda_kept_out():
                 importlib.import_module(name)
-        if local_config(setup.model) is not None:  # the hub may not answer: that is for the run
+        if local_config(setup.model) is not None:  # the hub may not answer, which the run reports
             with suppress(Exception, _CudaNeeded), cuda_kept_out():
                 model_class(setup)
         if setup.has_adapter:
@@ -50,7 +50,7 @@ def preload(setup: Setup) -> None:
 
 
 def _libraries(setup: Setup) -> Iterator[str]:
-    """Modules that a run or an estimate imports, those that others import late included."""
+    """Modules that a run or an estimate imports, including those that libraries import lazily."""
     yield "llmmem.measurement.run"
     yield "llmmem.execution.estimate_process"
     yield "llmmem.estimation.rules"
@@ -68,7 +68,7 @@ def _libraries(setup: Setup) -> Iterator[str]:
 
 
 def _make_conversions() -> None:
-    """Let transformers compile its table of names in checkpoints, which PEFT asks for each model."""
+    """Let transformers build its table of checkpoint names, which PEFT requests for each model."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]
@@ -76,10 +76,10 @@ def _make_conversions() -> None:
 
 @contextmanager
 def cuda_kept_out() -> Iterator[None]:
-    """Imports inside learn from NVML which GPUs there are, and cannot initialise CUDA.
+    """While inside, imports query GPUs through NVML and cannot initialise CUDA.
 
     Raises:
-        BaseException: One tried to, or asked what NVML cannot tell.
+        BaseException: An import tried to initialise CUDA, or needed something that NVML does not report.
     """
     with (
         _set("PYTORCH_NVML_BASED_CUDA_CHECK", "1"),
@@ -91,7 +91,7 @@ def cuda_kept_out() -> Iterator[None]:
 
 
 def _compute_capability(device: Any = None) -> tuple[int, int]:
-    """As `torch.cuda.get_device_capability`, by NVML."""
+    """Like `torch.cuda.get_device_capability`, but through NVML."""
     import pynvml
 
     try:

@@ -1,7 +1,7 @@
 """Runs and estimates in processes of their own.
 
-A `Runner` keeps a worker alive (`llmmem.execution.worker`), so that importing torch is paid once; every run
-gets a fresh process forked from it. `run` is the same for a single run.
+A `Runner` keeps a worker process alive (`llmmem.execution.worker`) that has imported torch; each run gets a
+fresh fork of it. `run` does the same for a single run.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ LAST_WORDS = 400
 class Runner:
     """Runs setups on one device, each in a clean process; a context manager.
 
-    Several threads may share a runner: their jobs wait for each other.
+    Several threads may share a runner; their jobs run one after the other.
 
     Args:
         device: ``auto``, ``cuda[:N]``, ``sim[:GPU[xN]]`` or ``estimate`` (which only estimates).
-        environment: Gives the environment variables of a worker when it is started; by default
+        environment: Returns the environment variables for a worker when it is started; by default
             those of this process.
-        host_memory: Bytes of host memory that a run and the estimate beside it may take together;
-            by default `llmmem.execution.host_memory.default_limit`.
+        host_memory: The limit in bytes on the host memory of a run and its estimate together; by
+            default `llmmem.execution.host_memory.default_limit`.
 
     Attributes:
-        device: The device that was chosen, never ``auto``.
+        device: The device; ``auto`` is already resolved.
 
     Raises:
         InputError: The device is not valid.
-        UnsupportedError: The device cannot work on this machine; the message says what to do.
+        UnsupportedError: The device is not available on this machine; the message says what to do.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Runner:
             _check_gpu(self.device)
         self._environment = environment
         self._host_memory = host_memory
-        self._turn = Lock()  # replies come in the order of the jobs, to whoever reads first
+        self._turn = Lock()  # one job at a time: replies carry no id
         self._worker: _Worker | None = None
 
     def __enter__(self) -> Runner:
@@ -98,14 +98,14 @@ class Runner:
         timeout: float | None = DEFAULT_TIMEOUT,
         cap: str | None = None,
     ) -> RunResult:
-        """Run the setup and measure it; whatever happens to the process is a result.
+        """Run the setup and measure it. If the process crashes or is killed, that is the result's outcome.
 
         Args:
             setup: What to run.
-            estimate: Whether to estimate beside.
-            timeout: Seconds after which the run is ended, with outcome ``timeout``.
-            cap: A card of the GPU catalogue: the run gets no more memory than that card has, if
-                the device has more, and its outcome is ``oom`` past it. Kernels stay the device's.
+            estimate: Whether to estimate the setup too.
+            timeout: Seconds after which the run is killed, with outcome ``timeout``.
+            cap: A card of the GPU catalogue. The run gets no more memory than that card has, and the
+                outcome is ``oom`` beyond that. Kernels stay those of the device.
 
         Raises:
             InputError: The setup or the card names something that does not exist, or
@@ -115,7 +115,7 @@ class Runner:
         faults = faults_from_environment()
         if self.device.kind == "estimate":
             raise UnsupportedError(
-                "device 'estimate' runs nothing: choose cuda or sim, or estimate"
+                "device 'estimate' cannot run setups: choose cuda or sim, or call estimate"
             )
         job = {
             "action": "run",
@@ -135,13 +135,13 @@ class Runner:
             return result
         try:
             return replace(result, estimate=self._estimated(setup, reply["estimate"]))
-        except UnsupportedError as error:  # a run without its estimate is still a run
+        except UnsupportedError as error:  # the run is valid without its estimate
             return replace(result, notes=(*result.notes, str(error)))
 
     def estimate(
         self, setup: Setup, gpu: str | None = None, *, timeout: float | None = DEFAULT_TIMEOUT
     ) -> Estimate:
-        """Estimate the setup, out of this process so that nothing heavy is imported here.
+        """Estimate the setup in another process, so that nothing heavy is imported here.
 
         Args:
             setup: What to estimate.
@@ -151,14 +151,14 @@ class Runner:
 
         Raises:
             InputError: The setup or the card names something that does not exist.
-            UnsupportedError: It did not end in time, or died.
+            UnsupportedError: The estimate did not end in time, or its process died.
         """
         return self._estimated(setup, self._ask(self._estimate_job(setup, gpu, timeout)))
 
     def close(self) -> None:
-        """End the worker and the run that it is busy with, from any thread.
+        """Kill the worker and its current run, from any thread.
 
-        The runner starts another worker if it is used again.
+        If the runner is used again, it starts another worker.
         """
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -198,7 +198,7 @@ class Runner:
             try:
                 worker = self._worker_with(side_streams)
                 reply = worker.ask(job)
-            except BaseException:  # an interrupt: nobody wants any more what it is busy with
+            except BaseException:  # an interrupt: nothing needs the current job any more
                 self.close()
                 raise
             last_words = worker.last_words()
@@ -211,7 +211,7 @@ class Runner:
         return reply
 
     def _worker_with(self, side_streams: SideStreams) -> _Worker:
-        """The worker, ready; another one if it was started with something else in force."""
+        """A ready worker; a new one if the current one was started with another setting."""
         worker = self._worker
         if worker is not None and worker.side_streams == side_streams:
             return worker
@@ -223,7 +223,7 @@ class Runner:
 
 
 class _Worker:
-    """A worker process: takes a job, gives a reply, and keeps what it printed.
+    """A worker process: accepts jobs, replies to them, and keeps what it printed.
 
     Attributes:
         side_streams: When work on side streams of its simulated GPUs ends.
@@ -241,17 +241,17 @@ class _Worker:
             stderr=self._log,
             text=True,
             env=_worker_environment(device, environment),
-            # A group of its own: it ends with us and not by a Ctrl-C on its own, and together with
-            # the run that it is busy with.
+            # A process group of its own: a Ctrl-C does not reach it, and it can be killed together
+            # with its current run.
             process_group=0,
         )
 
     def get_ready(self) -> None:
-        """Wait until it takes jobs.
+        """Wait until it accepts jobs.
 
         Raises:
-            InputError: The faults that the environment asks for are not valid.
-            UnsupportedError: The device cannot work on this machine.
+            InputError: The faults in the environment are not valid.
+            UnsupportedError: The device is not available on this machine.
             LlmmemError: The worker has ended.
         """
         ready = self._reply()
@@ -262,10 +262,10 @@ class _Worker:
         """The reply to a job.
 
         Raises:
-            LlmmemError: The worker itself has ended, which no job should bring about.
+            LlmmemError: The worker itself has ended, which no job should cause.
         """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, as the missing reply tells
+        with suppress(BrokenPipeError):  # it has ended: the missing reply reports that
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
         return self._reply()
@@ -279,7 +279,7 @@ class _Worker:
         return " ".join(text.decode(errors="replace").split()) or "nothing"
 
     def close(self) -> None:
-        """End the process and what it is busy with, at once: it has nothing to save."""
+        """Kill the process and its current run: there is nothing to save."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -308,7 +308,7 @@ def run(
     cap: str | None = None,
     host_memory: int | None = None,
 ) -> RunResult:
-    """Run one setup on a device in a process of its own; see `Runner.run`.
+    """Run one setup on a device in its own process; see `Runner.run`.
 
     Example:
         >>> run(Setup(model="meta-llama/Llama-3.2-1B", method="lora"), "sim:h100").peaks.allocated
@@ -326,19 +326,19 @@ def estimate_in_fork(
 ) -> Estimate:
     """Estimate a setup in a fork of this process, which should not have imported torch yet.
 
-    It takes no longer than in this process, where it is done if forks cannot be watched (that takes
-    Linux): limits of time and memory do not hold there.
+    Forking adds no noticeable time. On systems other than Linux, forks cannot be watched: the estimate is
+    made in this process, without limits on time and memory.
 
     Args:
         setup: What to estimate.
         gpu: The card of the GPU catalogue to assume; by default the one in this machine, else h100.
         timeout: Seconds after which to give up.
-        host_memory: As of `Runner`.
+        host_memory: See `Runner`.
 
     Raises:
         InputError: The setup or the card names something that does not exist.
         UnsupportedError: It cannot be estimated.
-        LlmmemError: It did not end in time, took too much memory, or died.
+        LlmmemError: The estimate did not end in time, took too much memory, or died.
     """
     from llmmem.execution.worker import answer
 
@@ -357,7 +357,7 @@ def estimate_in_fork(
 
 
 def why_it_failed(reply: Mapping[str, Any]) -> str:
-    """What a reply of the worker without a result says, in one line."""
+    """Why a reply of the worker has no result, in one line."""
     if "timeout" in reply:
         return f"not done after {reply['timeout']:g} s"
     if "host_memory" in reply:
@@ -376,7 +376,7 @@ def _refusal(reply: Mapping[str, Any]) -> LlmmemError:
 
 
 def resolve_device() -> Device:
-    """What ``auto`` means here: a real GPU, else the simulated h100, else only estimates."""
+    """Resolve ``auto``: a real GPU, else a simulated h100, else only estimates."""
     from llmmem import simgpu
     from llmmem.nvml import gpu_count
 
@@ -388,7 +388,7 @@ def resolve_device() -> Device:
 
 
 def _check_gpu(device: Device) -> None:
-    """Raise `UnsupportedError` unless there is such a real GPU and a PyTorch that can use it."""
+    """Raise `UnsupportedError` unless this real GPU exists and PyTorch can use it."""
     from llmmem.nvml import gpu_count
     from llmmem.versions import library_versions
 

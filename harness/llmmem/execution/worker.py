@@ -6,19 +6,19 @@ reply is ``{"ready": pid}`` or a refusal. A job is
 ``{"action": "run" | "estimate", "setup": {...}, "gpu": name or null, "timeout": seconds,
 "host_memory": bytes}`` (``gpu`` is the card to assume, or to cap a run to), a run also with
 ``"faults": text`` (`llmmem.simgpu.Faults`) for a simulated GPU and with ``"estimate"``: null, or the
-job of an estimate to make beside it, whose reply is then the run's ``"estimate"`` and which shares
-the run's limit of host memory. A reply is one of
+job of an estimate to make at the same time, whose reply becomes the ``"estimate"`` of the run's reply and
+which shares its limit of host memory. A reply is one of
 
 - ``{"result": {...}}``,
 - ``{"refused": {"kind": "input" | "unsupported", "message": text}}``,
 - ``{"raised": text}``, an exception that llmmem did not expect,
 - ``{"died": text}``, the end of the process without an answer,
 - ``{"timeout": seconds}``,
-- ``{"host_memory": bytes}``, the limit that the job did not keep to.
+- ``{"host_memory": bytes}``, the limit that the job exceeded.
 
-CUDA is not initialised in the server, so a child starts with a clean allocator and context of its
-own, and may crash, hang or run out of memory without harm to the next. What a run needs is imported
-in the server as far as that goes without CUDA (`llmmem.execution.preload`), once for all runs that follow.
+The server does not initialise CUDA, so each child starts with its own clean allocator and context, and can
+crash, hang or run out of memory without affecting the next one. The server imports what a run needs, as far
+as that works without CUDA (`llmmem.execution.preload`), once for all later runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["answer", "main", "serve"]
 def main(device: str, parent: str) -> None:
     """Serve jobs for the device until standard input or the parent, a process id, ends."""
     end_with_parent(int(parent))
-    # Replies have a file of their own: whatever libraries print goes to standard error.
+    # Replies have their own file: what libraries print goes to standard error.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(parse_device(device), sys.stdin, replies)
@@ -73,7 +73,7 @@ def serve(device: Device, jobs: TextIO, replies: TextIO) -> None:
 
 
 def _prepare(device: Device) -> None:
-    """Load the simulated GPU if asked for, then what every job needs."""
+    """Load the simulated GPU if the device is one, then import what every job needs."""
     # Up to PyTorch 2.8, importing bitsandbytes starts a pool of compilers, which nothing here uses.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     with _frozen_imports():
@@ -92,20 +92,20 @@ def _prepare(device: Device) -> None:
 
 
 def _import_for_run(device: Device, job: Mapping[str, Any]) -> None:
-    """Import here what a run needs, so that those that follow have it."""
-    if device.kind == "estimate":  # which leaves out what takes long to import and is not needed
+    """Import what a run needs in this process, so that later runs inherit it."""
+    if device.kind == "estimate":  # an estimate avoids imports that are slow and not needed
         return
     from llmmem.execution.preload import preload
 
-    with _frozen_imports(), suppress(InputError):  # the child says so
+    with _frozen_imports(), suppress(InputError):  # the child reports it
         preload(Setup.from_mapping(job["setup"]))
 
 
 @contextmanager
 def _frozen_imports() -> Iterator[None]:
-    """Modules that are imported inside stay: children do not look for garbage in them.
+    """Exclude modules that are imported inside from later garbage collections, here and in children.
 
-    Neither does this process while it imports them, which would take a quarter of the time.
+    The collector is off while inside: it would take a quarter of the time of the imports.
     """
     known = len(sys.modules)
     gc.disable()
@@ -122,7 +122,7 @@ def _answer_job(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
     beside = job.get("estimate")
     with Forks(job["host_memory"]) as forks:
         estimate = None if beside is None else _start(forks, device, beside)
-        # On a real GPU a run is timed, and has the host to itself.
+        # Runs on a real GPU are timed, so nothing else runs on the host meanwhile.
         estimated = forks.reply(estimate) if estimate and device.kind == "cuda" else None
         with forks.watched():
             _import_for_run(device, job)
@@ -137,7 +137,7 @@ def _start(forks: Forks, device: Device, job: Mapping[str, Any]) -> Fork:
 
 
 def answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What comes of a job that is done in this process: a result, a refusal or what was raised."""
+    """Do a job in this process and return the reply: a result, a refusal or the error raised."""
     try:
         setup = Setup.from_mapping(job["setup"])
         if job["action"] == "estimate":
@@ -160,7 +160,7 @@ def answer(device: Device, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guesses() -> tuple[str, ...]:
-    """What an error may follow from: values that are not computed."""
+    """Notes about guessed values that an error may follow from."""
     from llmmem import simgpu
 
     simulated = simgpu.active()

@@ -22,11 +22,11 @@ class AllocatorStatistics:
 
     Attributes:
         allocated: What tensors hold now.
-        peak_allocated: The most they have held since the peaks were reset.
-        reserved: What the allocator holds of the device now.
-        peak_reserved: The most it has held since the peaks were reset.
-        allocations: How often a block has been allocated.
-        frees: How often a block has been freed.
+        peak_allocated: The most that tensors have held since the peaks were reset.
+        reserved: What the allocator has reserved on the device now.
+        peak_reserved: The most that it has reserved since the peaks were reset.
+        allocations: The number of blocks that were allocated.
+        frees: The number of blocks that were freed.
     """
 
     allocated: int
@@ -43,7 +43,7 @@ def is_native() -> bool:
 
 
 def read_statistics(device: int) -> AllocatorStatistics | None:
-    """The statistics for a GPU, by its index; ``None`` where the allocator keeps none."""
+    """The statistics for a GPU, by its index; ``None`` if the allocator keeps none."""
     try:
         read: dict[str, Any] = torch.cuda.memory_stats_as_nested_dict(device)
     except RuntimeError:
@@ -63,7 +63,7 @@ def read_statistics(device: int) -> AllocatorStatistics | None:
 
 
 def allocator_note() -> str | None:
-    """What cannot be told about memory because of the allocator in use; ``None`` for PyTorch's own."""
+    """A note on what is unknown because of the allocator in use; ``None`` for PyTorch's own."""
     if is_native():
         return None
     name = torch.cuda.get_allocator_backend()

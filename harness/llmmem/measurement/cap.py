@@ -1,4 +1,4 @@
-"""Running with the memory of a smaller card."""
+"""Limits PyTorch to the memory of a smaller card."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def is_smaller(gpu: Gpu, device: int) -> bool:
 
 @contextmanager
 def capped(gpu: Gpu, device: int) -> Iterator[None]:
-    """While inside, PyTorch can take no more of the device than it could of the card.
+    """While inside, PyTorch can use no more memory of the device than it could on the card.
 
-    The card's memory less its CUDA context is what is left for the allocator, which raises
-    ``torch.OutOfMemoryError`` past it. Kernels and their workspaces stay those of the device, and
-    what bypasses the allocator is not held back. On a device with no more memory than the card
-    nothing is changed, nor with another allocator than PyTorch's own, which may know no such bound.
+    The allocator gets the card's memory less its CUDA context, and raises ``torch.OutOfMemoryError``
+    beyond that. Kernels and their workspaces stay those of the device, and allocations that bypass the
+    allocator are not limited. Does nothing if the device is no larger than the card, or if the allocator
+    is not PyTorch's own: others may not support a limit.
     """
     if not is_smaller(gpu, device) or not is_native():
         yield

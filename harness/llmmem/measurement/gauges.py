@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Gauge", "SimulatedMeter", "before_resets"]
 
-# Whatever the public name, what resets the peaks ends in one of these functions of torch._C (the
-# second is there from PyTorch 2.9 on).
+# All public functions that reset the peaks call one of these functions of torch._C (the second exists
+# since PyTorch 2.9).
 RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 
 
 class SimulatedMeter:
-    """Peak bytes of this process on a simulated GPU, which knows them exactly."""
+    """Peak bytes of this process on a simulated GPU, which counts them exactly."""
 
     def __init__(self, simulated: SimulatedGpu, device: int) -> None:
         self._simulated = simulated
@@ -39,7 +39,7 @@ class SimulatedMeter:
         """Nothing is sampled."""
 
     def reset(self) -> None:
-        """Forget the peak reached so far."""
+        """Reset the peak."""
         self._simulated.reset_peak(self._device)
 
     def held(self) -> int:
@@ -54,7 +54,7 @@ class SimulatedMeter:
 class Gauge:
     """The peak counters of one GPU, as bytes allocated, reserved, and held by the process.
 
-    Where the allocator in use keeps no statistics, only what the process holds is known.
+    If the allocator in use keeps no statistics, only what the process holds is known.
 
     Args:
         device: Index of the CUDA device.
@@ -70,15 +70,15 @@ class Gauge:
             self._process = NvmlMeter(device)
 
     def start(self) -> None:
-        """Begin to sample what has to be sampled."""
+        """Start sampling, on a real GPU."""
         self._process.start()
 
     def stop(self) -> None:
-        """End the sampling."""
+        """Stop sampling."""
         self._process.stop()
 
     def take(self) -> Peaks:
-        """The peaks since the last time; the counters start anew."""
+        """The peaks since the last call; resets the counters."""
         statistics = read_statistics(self._device)
         if statistics is None:
             peaks = Peaks(process=self._process.peak(0))
@@ -99,7 +99,7 @@ class Gauge:
 
 @contextmanager
 def before_resets(action: Callable[[], None]) -> Iterator[None]:
-    """While inside, do the action before anything resets PyTorch's peak counters."""
+    """While inside, call the action before anything resets PyTorch's peak counters."""
     with ExitStack() as stack:
         for name in filter(partial(hasattr, torch._C), RESETS):
             original = getattr(torch._C, name)

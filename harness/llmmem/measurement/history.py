@@ -1,4 +1,4 @@
-"""The history that PyTorch's CUDA allocator keeps, as events that can be attributed."""
+"""The history of PyTorch's CUDA allocator, as events for the attribution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class History:
     """Records every allocation of one CUDA device, from `start` to `stop`.
 
     Attributes:
-        timeline: The observer to give to the step.
+        timeline: The observer to pass to the step.
     """
 
     def __init__(self, device: int) -> None:
@@ -41,11 +41,11 @@ class History:
         """Begin recording.
 
         Args:
-            stacks: Whether allocations are recorded with their Python stacks, which takes time.
+            stacks: Whether to record allocations with their Python stacks, which is slower.
         """
         torch.cuda.init()  # type: ignore[no-untyped-call]
         self._before = self._count()
-        # Ending a recording is what forgets it, in every version of PyTorch.
+        # Only stopping a recording clears it in every version of PyTorch.
         torch.cuda.memory._record_memory_history(None, device=self._device)
         torch.cuda.memory._record_memory_history(
             "all",
@@ -56,7 +56,7 @@ class History:
         )
 
     def stop(self) -> list[Entry]:
-        """End recording; what PyTorch has recorded, in order."""
+        """Stop recording; the entries that PyTorch has recorded, in order."""
         entries: list[Entry] = torch.cuda.memory._snapshot(self._device)["device_traces"][
             self._device
         ]
@@ -78,15 +78,15 @@ class History:
 
 
 def allocator_events(entries: Iterable[Entry], allocator: str) -> list[Event]:
-    """Allocations and frees with the sizes of the blocks that were really handed out.
+    """Allocations and frees with the sizes of the blocks that the allocator returned.
 
-    The history tells the size that was asked for. The block can be larger (rounding, a remainder
-    too small to split off), which depends on all that was allocated before: the model of the
-    allocator is led along the history to tell it.
+    The history has the requested sizes. A block can be larger (rounding, a remainder too small to split
+    off), depending on everything that was allocated before, so the model of the allocator replays the
+    history to find the block sizes.
 
     Args:
-        entries: What `History.stop` gave.
-        allocator: The allocator settings that were in force (``PYTORCH_ALLOC_CONF``).
+        entries: The entries from `History.stop`.
+        allocator: The allocator settings of the run (``PYTORCH_ALLOC_CONF``).
     """
     config = AllocatorConfig.parse(allocator)
     model = CachingAllocator(config, total_bytes=ENDLESS, free_bytes=ENDLESS)

@@ -15,10 +15,10 @@ __all__ = ["PhasePeaks"]
 
 
 class PhasePeaks:
-    """Takes the peaks of one GPU phase by phase; the whole is the largest of them.
+    """Records the peaks of one GPU phase by phase; the total is the largest of them.
 
     Args:
-        gauge: The GPU's peak counters, which nobody else may reset meanwhile.
+        gauge: The peak counters of the GPU; nothing else may reset them meanwhile.
     """
 
     def __init__(self, gauge: Gauge) -> None:
@@ -28,7 +28,7 @@ class PhasePeaks:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """All that happens inside counts for the phase, what was held before it included."""
+        """Everything inside counts for the phase, including what was held before."""
         self._take()
         try:
             yield
@@ -38,11 +38,11 @@ class PhasePeaks:
 
     @property
     def phases(self) -> dict[str, Peaks]:
-        """The peaks per phase, in the order in which the phases first ended."""
+        """The peaks per phase, in the order in which phases first ended."""
         return dict(self._phases)
 
     def total(self) -> Peaks:
-        """The peaks over everything so far, what happened between phases included."""
+        """The peaks so far, including those between phases."""
         peaks = self._take()
         return (self._total or peaks).highest(peaks)
 

@@ -38,10 +38,9 @@ MOST_TOP_ALLOCATIONS = 20
 
 
 def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
-    """Build the setup and do its steps on the device, in this process, and measure.
+    """Build the setup, run its steps on the device in this process, and measure them.
 
-    The process must not have used CUDA before. With a cap it runs out of memory where it would on
-    that card, if the device is larger.
+    The process must not have used CUDA before. With `cap`, PyTorch can use no more memory than on that card.
 
     Raises:
         InputError: The setup names something that does not exist.
@@ -99,14 +98,14 @@ def run_here(setup: Setup, device: Device, cap: Gpu | None = None) -> RunResult:
 
 
 def configure_allocator(settings: str) -> None:
-    """Give PyTorch's allocator these settings, whatever the environment held; CUDA is not in use."""
+    """Set the options of PyTorch's allocator, before CUDA is in use, and override the environment."""
     older, newer = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
-    os.environ.pop(older, None)  # where it is known it comes first
+    os.environ.pop(older, None)  # if set, it takes precedence
     os.environ[newer if torch.__version__ >= (2, 9) else older] = settings  # type: ignore[operator]
 
 
 class _RunObserver:
-    """Passes the phases of the step on to the history, the peaks and the clock."""
+    """Forwards the phases of the step to the history, the peaks and the clock."""
 
     def __init__(self, history: History, peaks: PhasePeaks, device: int) -> None:
         self.peaks = peaks
@@ -144,7 +143,7 @@ def _phase_results(peaks: Mapping[str, Peaks], attribution: Attribution) -> tupl
 def _cap_notes(cap: Gpu | None, device: Device) -> Iterator[str]:
     if cap is not None and is_smaller(cap, device.index):
         yield (
-            f"capped to the memory of the {cap.title}: kernels, their workspaces and the context are "
+            f"limited to the memory of the {cap.title}: kernels, their workspaces and the context are "
             "those of the device"
         )
 
@@ -158,5 +157,5 @@ def _notes(peaks: Peaks, attribution: Attribution) -> Iterator[str]:
     elif simulated is None:
         yield f"the process peak was sampled every {1000 * SAMPLING_PERIOD_S:g} ms"
     if attribution.peak_bytes != peaks.allocated:
-        # The account by components comes from the history: it says so when it does not add up.
-        yield f"components are those of {attribution.peak_bytes} bytes, not of the whole peak"
+        # Components come from the history; the note tells if they do not add up to the peak.
+        yield f"the components account for {attribution.peak_bytes} bytes, not for the whole peak"

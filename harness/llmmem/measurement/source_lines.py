@@ -1,7 +1,7 @@
 """Which lines of the program hold the allocated peak.
 
-PyTorch's allocator records every allocation with its Python stack, so nothing is hooked into the
-program: what it does, and what it takes, is the same as without.
+PyTorch's allocator records every allocation with its Python stack. Nothing is hooked into the program,
+so its behaviour and its memory use do not change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of the program, and the bytes that it asked for and that were alive at the peak."""
+    """A line of the program, and the bytes that it allocated and that were live at the peak."""
 
     where: str
     bytes: int
@@ -49,7 +49,7 @@ class SourceLineRecorder:
         self._is_recording = False
 
     def start(self) -> None:
-        """Begin to record, unless the program itself does, or its allocator keeps no history."""
+        """Start recording, unless the program records already or its allocator keeps no history."""
         self._is_recording = is_native() and not torch._C._cuda_isHistoryEnabled()
         if self._is_recording:
             torch.cuda.memory._record_memory_history(
@@ -57,7 +57,7 @@ class SourceLineRecorder:
             )
 
     def stop(self, device: int) -> tuple[int, tuple[SourceLine, ...]]:
-        """End recording; the peak of what was allocated meanwhile in bytes, and who held it."""
+        """Stop recording; the peak of what was allocated meanwhile in bytes, and the lines that held it."""
         if not self._is_recording:
             return 0, ()
         with _inductor_not_imported():
@@ -68,10 +68,10 @@ class SourceLineRecorder:
 
 @contextmanager
 def _inductor_not_imported() -> Iterator[None]:
-    """Keep a snapshot from importing Inductor, where it looks for the lines of compiled code.
+    """Keep a snapshot from importing Inductor, which it does to find the lines of compiled code.
 
-    As long as nothing has imported it there is no such code, and the import takes longer than most
-    tests and makes every later garbage collection slower.
+    If nothing else has imported Inductor, there is no compiled code. The import takes longer than most
+    tests and slows down every later garbage collection.
     """
     if "torch._inductor" in sys.modules:
         yield
@@ -105,7 +105,7 @@ def source_lines_at_peak(
 
 
 def _alive(entries: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The allocations that were not given back by the end."""
+    """The allocations that were not freed by the end."""
     alive: dict[int, Mapping[str, Any]] = {}
     for entry in entries:
         if entry["action"] == "alloc":
@@ -120,7 +120,7 @@ def _block(entry: Mapping[str, Any]) -> int:
 
 
 def source_line_of(frames: Sequence[Mapping[str, Any]]) -> str:
-    """The innermost line that is neither torch's nor Python's own."""
+    """The innermost line that belongs to neither torch nor Python itself."""
     for frame in frames:
         if not _is_internal(frame["filename"]):
             return f"{_short(frame['filename'])}:{frame['line']} in {frame['name']}"
@@ -134,7 +134,7 @@ def _is_internal(file: str) -> bool:
 
 
 def _short(file: str) -> str:
-    """The file from the current directory, else with its folder."""
+    """The path relative to the current directory, or else the file name with its folder."""
     path = Path(file)
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))

@@ -1,10 +1,10 @@
 """Measures the GPU memory that a stretch of code in this process uses.
 
-The peak counters of PyTorch's allocator belong to the process, and starting to measure resets them.
-Windows may overlap all the same: whenever the counters are about to be reset (by another window, or
-by the measured code itself), every open window first takes what they say.
+The peak counters of PyTorch's allocator are shared by the whole process, and starting a window resets
+them. Windows may still overlap: before the counters are reset (by another window or by the measured code
+itself), every open window reads them.
 
-Nothing here imports torch: as long as nobody has, the GPU was not used through it.
+This module does not import torch: if nothing else has, torch has not used the GPU.
 """
 
 from __future__ import annotations
@@ -45,21 +45,22 @@ LARGEST_DIFFERENCE = 0.05
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a window saw of one GPU; with several GPUs, of the one with the highest peak.
+    """What a window measured on one GPU; with several GPUs, on the one with the highest peak.
 
     Attributes:
         device: Where, such as ``"sim:h100"`` or ``"cuda:0"``.
-        index: Which of several GPUs, as PyTorch counts them; ``None`` where there is one only.
+        index: The index of the GPU in PyTorch; ``None`` if there is only one.
         source: ``simulated`` or ``measured``.
         gpu: The name of the card as torch knows it; ``None`` if CUDA was never initialised.
-        peaks: Absolute peaks in bytes, with what was held before.
-        held_before: What the process held when the window began, in bytes.
+        peaks: Absolute peaks in bytes, including what was held before.
+        held_before: What the process held when the window started, in bytes.
         touched: Whether anything was allocated on a GPU.
         source_lines: The lines of the program that held the allocated peak, the largest first, of what
             was allocated in the window.
         context_source: Where peak process - peak reserved comes from.
-        notes: What else decides how to read the figures.
-        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
+        notes: Caveats about the figures.
+        unknown_bytes: The most by which the peaks may be higher, in bytes, according to a note; 0 if none
+            states an amount.
         devices: The peaks of every GPU that was in use, where there are several.
     """
 
@@ -82,8 +83,8 @@ class Usage:
     """How often memory of all GPUs has been allocated and freed in this process.
 
     Attributes:
-        allocations: How often it was allocated; ``None`` where nobody counts.
-        frees: How often a block went back to PyTorch's allocator.
+        allocations: The number of allocations; ``None`` if nothing counts them.
+        frees: The number of blocks that were returned to PyTorch's allocator.
     """
 
     allocations: int | None
@@ -105,16 +106,15 @@ NO_USAGE = Usage(0, 0)
 class Window:
     """Measures the GPU memory of this process between `start` and `stop`; a context manager.
 
-    At the start, garbage is collected and the allocator gives back what it does not need, so that
-    figures do not depend on what ran before; at the end of the outermost window it gives back what
-    was cached meanwhile.
+    At the start, garbage is collected and the allocator's cache is released, so that figures do not depend
+    on what ran before. At the end of the outermost window, the cache is released again.
 
     Args:
         device: Index of the CUDA device to watch; by default all that are visible.
         source_lines: Whether to tell which lines held the peak, for which every allocation is recorded
             with its stack. CUDA must be in use already, and no other window be open.
-        metric: One of `results.METRICS`: of several GPUs, the figures are of the one where it is
-            highest.
+        metric: One of `results.METRICS`. With several GPUs, the figures are those of the GPU with the
+            highest peak of this metric.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class Window:
         """What was measured, once the window is closed.
 
         Raises:
-            RuntimeError: It is still open.
+            RuntimeError: The window is still open.
         """
         if self._measurement is None:
             raise RuntimeError("a window has no measurement before it is closed")
         return self._measurement
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         release_cached_memory()
         self._usage = usage()
         simulated = simgpu.active()
@@ -170,7 +170,7 @@ class Window:
             self._recorder.start()
 
     def stop(self) -> Measurement:
-        """End, and say what was measured."""
+        """Stop measuring, and return the measurement."""
         is_last = _counters.remove(self)
         self._measurement = self._account()
         if is_last:
@@ -178,7 +178,7 @@ class Window:
         return self._measurement
 
     def collect(self, device: int, peaks: Peaks) -> None:
-        """Take the peaks that a GPU has reached since its counters were last reset."""
+        """Add the peaks that a GPU has reached since its counters were last reset."""
         self._peaks[device] = self._peaks.get(device, peaks).highest(peaks)
 
     def _watched(self, devices: Mapping[int, Peaks]) -> Sequence[int]:
@@ -209,7 +209,7 @@ class Window:
         )
 
     def _height(self, device: DevicePeaks) -> tuple[int, int]:
-        """By what the fullest GPU is found; what is not known is below all that is."""
+        """The sort key for the GPU with the highest peak; unknown peaks sort below all others."""
         peak = device.peaks.get(self._metric)
         return (-1 if peak is None else peak, device.peaks.reserved or 0)
 
@@ -219,10 +219,10 @@ class Window:
         return any(map(self._has_grown, self._watched(self._peaks)))
 
     def _has_grown(self, device: int) -> bool:
-        """Whether the device shows that memory was allocated which nobody has counted.
+        """Whether the peaks of the device show allocations that nothing has counted.
 
-        A library can allocate without PyTorch, and not every allocator counts. The context alone is
-        no sign: it may come of asking for the properties of a device.
+        A library can allocate without PyTorch, and not every allocator keeps counts. The context alone
+        does not count: querying the properties of a device is enough to create it.
         """
         peaks, held = self._peaks[device], self._held_before.get(device, Peaks())
         if peaks == Peaks():  # nothing is known
@@ -236,8 +236,8 @@ class Window:
         if self._recorder is None:
             return ()
         recorded, source_lines = self._recorder.stop(device)
-        # The program can have disturbed the recording: then it does not add up to the peak. (The
-        # allocator's blocks can be a little larger than what was asked for.)
+        # If the program interfered with the recording, it does not add up to the peak. (Blocks of the
+        # allocator can be slightly larger than requested.)
         expected = (peaks.allocated or 0) - (held_before.allocated or 0)
         if abs(expected - recorded) > LARGEST_DIFFERENCE * expected:
             return ()
@@ -254,13 +254,13 @@ class _Counters:
         self._collecting = False
 
     def add(self, window: Window) -> bool:
-        """Open a window; whether it is the only one."""
+        """Open a window, and return whether it is the only one."""
         self.collect()
         self._windows.append(window)
         return len(self._windows) == 1
 
     def remove(self, window: Window) -> bool:
-        """Close a window; whether it was the only one."""
+        """Close a window, and return whether it was the only one."""
         self.collect()
         self._windows.remove(window)
         if self._windows:
@@ -270,11 +270,11 @@ class _Counters:
         return True
 
     def held(self) -> Mapping[int, Peaks]:
-        """What is held now of every GPU; nothing as long as CUDA is not in use."""
+        """What is held on each GPU now; empty as long as CUDA is not in use."""
         return {device: gauge.held() for device, gauge in self._known().items()}
 
     def collect(self) -> None:
-        """Let all windows take what the counters say, and reset the counters."""
+        """Let all windows read the counters, then reset them."""
         if self._collecting:  # the reset that is part of it
             return
         self._collecting = True
@@ -287,7 +287,7 @@ class _Counters:
             self._collecting = False
 
     def _known(self) -> Mapping[int, Gauge]:
-        """The gauges of all GPUs, made and started once CUDA is in use."""
+        """The gauges of all GPUs, created and started once CUDA is in use."""
         cuda = _cuda()
         if cuda is not None and not self._gauges:
             from llmmem.measurement.gauges import Gauge, before_resets
@@ -300,7 +300,7 @@ class _Counters:
         return self._gauges
 
 
-# The counters belong to the process, so what shares them does too.
+# The counters are shared by the whole process, so this object is too.
 _counters = _Counters()
 
 
@@ -310,9 +310,10 @@ def cuda_in_use() -> bool:
 
 
 def cuda_error() -> str | None:
-    """What CUDA says of a GPU that does not work in this process any more; else ``None``.
+    """The CUDA error if this process can no longer use the GPU; else ``None``.
 
-    An illegal access in a kernel, for one, ends the context: only a new process can use the GPU.
+    An illegal memory access in a kernel, for example, destroys the context: only a new process can use the
+    GPU again.
     """
     cuda = _cuda()
     if cuda is None:
@@ -325,11 +326,10 @@ def cuda_error() -> str | None:
 
 
 def release_cached_memory() -> None:
-    """Make PyTorch's allocator give back all memory that no live tensor needs.
+    """Collect garbage, and release all memory of PyTorch's allocator that no live tensor needs.
 
-    Garbage is collected in full, also before CUDA is in use: how long cycles live that a program
-    makes afterwards depends on when the collector ran last. A GPU that does not work in this process
-    any more is left alone.
+    A full collection runs even before CUDA is in use, because the lifetime of later cycles depends on when
+    the collector last ran. Does nothing if this process can no longer use the GPU.
     """
     if "torch" not in sys.modules or cuda_error() is not None:
         return
@@ -346,7 +346,7 @@ def _empty_cache() -> None:
 
 
 def holds_memory() -> bool:
-    """Whether live tensors hold memory of any GPU, or may do so for all that is known."""
+    """Whether live tensors hold GPU memory; also true if the allocator keeps no statistics."""
     cuda = _cuda()
     if cuda is None:
         return False
@@ -357,7 +357,7 @@ def holds_memory() -> bool:
 
 
 def usage() -> Usage:
-    """How often GPU memory has been allocated and freed so far; torch is not imported for it."""
+    """How often GPU memory has been allocated and freed so far; does not import torch."""
     simulated = simgpu.active()
     past_allocators = 0 if simulated is None else simulated.allocations
     cuda = _cuda()
@@ -400,7 +400,7 @@ def _notes(peaks: Peaks, began: Moment | None) -> tuple[str, ...]:
     if simulated is not None:
         return notes
     period_ms = 1000 * SAMPLING_PERIOD_S
-    return (f"what the process holds beside the allocator was sampled every {period_ms:g} ms",)
+    return (f"memory outside of PyTorch's allocator was sampled every {period_ms:g} ms",)
 
 
 def _allocator_notes() -> tuple[str, ...]:

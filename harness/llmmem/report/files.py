@@ -25,7 +25,7 @@ __all__ = ["check_report_path", "frame", "load_report", "write"]
 def frame(records: Iterable[Record], *, incomplete: str = "") -> pd.DataFrame:
     """One row per record and phase, ``total`` first, with the columns and dtypes of `COLUMNS`.
 
-    Bytes are nullable integers, and what is not known is missing, never 0.
+    Bytes are nullable integers. Unknown values are missing, never 0.
 
     Args:
         records: What to report.
@@ -37,22 +37,22 @@ def frame(records: Iterable[Record], *, incomplete: str = "") -> pd.DataFrame:
 
 
 def check_report_path(path: str | Path) -> Path:
-    """The path, if a report can be written in the format that its suffix says.
+    """Check that the suffix of the path is a report format, and return the path.
 
     Raises:
-        InputError: A suffix other than .csv, .json and .md.
+        InputError: The suffix is not .csv, .json or .md.
     """
     return _check_suffix(Path(path), _WRITERS)
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write what `frame` made, in the format that the suffix says: .csv, .json or .md.
+    """Write a frame of `frame` in the format of the suffix: .csv, .json or .md.
 
-    Parent folders are created, and the file is replaced at once: a reader sees the old report or
-    the new one, never a part.
+    Parent folders are created, and the file is replaced atomically: a reader sees either the old report or
+    the new one.
 
     Raises:
-        InputError: Another suffix, or the file cannot be written.
+        InputError: The suffix is another one, or the file cannot be written.
     """
     path = check_report_path(path)
     text = _WRITERS[path.suffix](frame)
@@ -69,15 +69,15 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def load_report(path: str | Path) -> pd.DataFrame:
-    """Read a report that `write` wrote as .csv or .json: an equal frame, dtypes included.
+    """Read a .csv or .json report; the frame equals the one that was written, including dtypes.
 
-    The report of a session that did not reach its end begins with a row whose outcome is
+    The report of a session that did not reach its end starts with a row whose outcome is
     ``incomplete``.
 
-    Columns that no report has are left out. What an earlier version did not write is missing.
+    Unknown columns are dropped. Columns that an earlier version did not write have missing values.
 
     Raises:
-        InputError: Another suffix, a file that cannot be read, or one that is no report.
+        InputError: The suffix is another one, or the file cannot be read or is not a report.
     """
     path = _check_suffix(Path(path), _READERS)
     try:
@@ -108,7 +108,7 @@ def _check_columns(columns: Iterable[str]) -> None:
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    # Column by column: whole rows would take integers with a gap in their column through floats.
+    # Column by column: from rows, pandas would convert integer columns with gaps to floats.
     dtypes: Mapping[str, Any] = COLUMNS
     columns = {
         name: pd.array([row.get(name) for row in rows], dtype=dtype)
@@ -119,14 +119,14 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _to_csv(frame: pd.DataFrame) -> str:
     text = frame.to_csv(index=False)
-    # A carriage return ends a line for readers, and the csv module may leave it without quotes.
+    # Readers treat a carriage return as the end of a line, and the csv module may not quote it.
     return frame.to_csv(index=False, quoting=csv.QUOTE_ALL) if "\r" in text else text
 
 
 def _from_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    # Floats as text first: before pandas 3.1 read_csv itself does not read them exactly.
+    # Floats are read as text first: before pandas 3.1, read_csv does not parse them exactly.
     dtypes = {name: "string" if dtype == "Float64" else dtype for name, dtype in COLUMNS.items()}
     loaded = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
     _check_columns(loaded.columns)

@@ -1,4 +1,4 @@
-"""One record per run, estimate or measured test, and the rows of a report it makes."""
+"""One record per run, estimate or measured test, and its rows in a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["ADDED_COLUMNS", "COLUMNS", "SCHEMA", "SESSION", "TOTAL", "Record", "
 
 SCHEMA = 1
 
-# What a row can be about beside one of the phases of a record.
+# What a row can be about, other than a phase of a record.
 TOTAL = "total"
 SESSION = "session"
 
@@ -92,7 +92,7 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
-#: Columns that reports of earlier versions lack: they are read as missing values.
+#: Columns that reports of earlier versions lack; they are read as missing values.
 ADDED_COLUMNS = frozenset(
     {
         "notes",
@@ -106,36 +106,37 @@ ADDED_COLUMNS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The memory of one thing that was looked at, and what it is held to.
+    """The memory of one run, estimate, program or test, and its limit.
 
-    `from_run`, `from_estimate` and `from_program` make one of a result; a test that ran no setup is
-    recorded by giving the fields that are known.
+    `from_run`, `from_estimate` and `from_program` create a record from a result. For a test that ran no
+    setup, pass the fields that are known.
 
     Attributes:
         device: Where, such as ``"sim:h100"``, ``"cuda:0"`` or ``"estimate"``.
         source: Where the peaks come from.
-        outcome: How it ended.
+        outcome: One of `results.Outcome`.
         message: Why, when the outcome is not ok.
-        notes: What else decides how to read the peaks; a report joins them by "; ".
-        unknown_bytes: Bytes that the peaks may be higher by, at most, as a note says; 0 if none does.
-        test: The node id of the pytest test that it belongs to, or the command of a program.
+        notes: Caveats about the peaks; a report joins them by "; ".
+        unknown_bytes: The most by which the peaks may be higher, in bytes, according to a note; 0 if none
+            states an amount.
+        test: The node id of the pytest test, or the command of a program.
         setup: What ran, if it was a setup.
         gpu: The name of the card.
-        metric: Which of `results.METRICS` the limit and the baseline are about.
-        peaks: Absolute peaks in bytes, with what was held before.
+        metric: The one of `results.METRICS` that the limit and the baseline apply to.
+        peaks: Absolute peaks in bytes, including what was held before.
         components: What held the allocated peak, in bytes.
         phases: The same per phase.
-        processes: The peaks of each process that took part, where there were several or it was not
-            the one that measured; `peaks` are those of the one that decided.
-        context_source: ``modelled`` or ``measured``: where peak process - peak reserved is from.
-        held_before_bytes: What was allocated already before the measurement began.
-        limit: The limit as it was written, such as ``"12GB"``, if that was text.
-        limit_bytes: The most that the metric may reach.
-        baseline_bytes: What the metric was.
+        processes: The peaks of each process that used a GPU, if a test started processes that did;
+            `peaks` are those of the process that was compared with the limit.
+        context_source: ``modelled`` or ``measured``: the source of peak process - peak reserved.
+        held_before_bytes: What was already allocated when measuring started.
+        limit: The limit as written, such as ``"12GB"``; ``None`` for a number of bytes.
+        limit_bytes: The limit on the metric in bytes.
+        baseline_bytes: An earlier value of the metric to compare with.
         step_seconds: Wall time of a step.
-        gpu_index: Which of several GPUs the peaks are of, as PyTorch counts them: the one where the
-            metric is highest.
-        devices: The peaks of every GPU that was in use, where there are several.
+        gpu_index: The PyTorch index of the GPU that the peaks belong to, if several were in use: the one
+            with the highest peak of the metric.
+        devices: The peaks of every GPU that was in use, if there were several.
         versions: Versions of libraries, CUDA and driver by name.
         estimate: The estimate of the same setup.
     """
@@ -238,7 +239,7 @@ class Record:
 
     @classmethod
     def from_program(cls, result: ProgramResult) -> Record:
-        """The record of a program; its processes, where there are several, are its phases."""
+        """The record of a program; if it has several processes, they are its phases."""
         phases = tuple(PhaseResult(name, peaks) for name, peaks in result.named_peaks().items())
         return cls(
             device=result.device,
@@ -255,7 +256,7 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: what a test process sends to the one that reports."""
+        """Plain values, ready for JSON: xdist workers send them to the controller."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
             "notes": list(self.notes),
@@ -289,66 +290,66 @@ class Record:
 
     @property
     def may_be_over(self) -> bool:
-        """Whether the peak is within its limit, and what the notes leave unknown could exceed it."""
+        """Whether the peak is within its limit, but the bytes that are unknown could exceed it."""
         peak, limit = self.peak_bytes, self.limit_bytes
         return peak is not None and limit is not None and peak <= limit < peak + self.unknown_bytes
 
     @property
     def guesses(self) -> tuple[str, ...]:
-        """Those of the notes that say by which unknown values the program decided."""
+        """The notes that name the unknown values on which sizes or branches depend."""
         return tuple(note for note in self.notes if note.startswith(GUESS))
 
     @property
     def decided_by(self) -> str | None:
-        """Which of the processes the peaks are of."""
+        """The name of the process that the peaks belong to."""
         return next((each.phase for each in self.processes if each.peaks == self.peaks), None)
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether it is of an estimate whose peaks are only those up to where the card was full."""
+        """Whether this is an estimate whose peaks end where the card was full."""
         return self.source == "estimated" and self.outcome == "oom"
 
     @property
     def peak_bytes(self) -> int | None:
-        """The peak of the record's metric; of an estimate that is cut short, what is needed."""
+        """The peak of the metric; for an estimate that ran out of memory, what the step needs."""
         return (self.needed if self.is_cut_short else self.peaks).get(self.metric)
 
     @property
     def peak_is_unknown(self) -> bool:
-        """Whether the peak of the metric is not known, of any GPU that was in use."""
+        """Whether the peak of the metric is unknown for any GPU that was in use."""
         unknown = (device.peaks.get(self.metric) is None for device in self.devices)
         return self.peak_bytes is None or any(unknown)
 
     @property
     def place(self) -> str:
-        """The device, and which one of several simulated ones."""
+        """The device and, with several simulated GPUs, the index of this one."""
         if self.gpu_index is None or self.source != "simulated":
             return self.device
         return f"{self.device} cuda:{self.gpu_index}"
 
     @property
     def other_devices(self) -> tuple[DevicePeaks, ...]:
-        """Every other GPU that was in use."""
+        """The other GPUs that were in use."""
         return tuple(device for device in self.devices if device.index != self.gpu_index)
 
     @property
     def headroom_bytes(self) -> int | None:
-        """The limit less the peak of the metric: below zero when over the limit."""
+        """The limit minus the peak of the metric; negative if the peak is over the limit."""
         return _difference(self.limit_bytes, self.peak_bytes)
 
     @property
     def change_bytes(self) -> int | None:
-        """The peak of the metric less the baseline: above zero when it has grown."""
+        """The peak of the metric minus the baseline; positive if the peak has grown."""
         return _difference(self.peak_bytes, self.baseline_bytes)
 
     @property
     def rule_bytes(self) -> int | None:
-        """What the closed form says about the allocated peak."""
+        """The allocated peak according to the closed form."""
         return self.estimate.rules.peak_allocated_bytes if self.estimate else None
 
     @property
     def trace_bytes(self) -> int | None:
-        """The allocated peak of the trace; ``None`` where the trace did not reach the end."""
+        """The allocated peak of the trace; ``None`` if the trace did not reach the end."""
         if self.estimate is None or self.estimate.trace.outcome != "ok":
             return None
         return self.estimate.trace.peaks.allocated
@@ -362,17 +363,16 @@ class Record:
     def trace_error_percent(self) -> float | None:
         """100 x (trace - peak) / peak, allocated.
 
-        ``None`` for an estimate, which is not held against itself, and for a run that did not
-        reach the end.
+        ``None`` for estimates, which have no run to compare with, and for runs that did not reach the end.
         """
         return self._trace_error(self.trace_bytes, self.peaks.allocated)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of a report; missing values are ``None``.
 
-        The first is `TOTAL`. One per phase follows, and one per GPU where several were in use, which
-        goes by its name in PyTorch (``cuda:1``). Notes, limit, baseline, the closed form, what is
-        needed and what was held before are about the whole, so they are on the first row only.
+        The first row is `TOTAL`. Rows for each phase, for each process and, if several GPUs were in use,
+        for each GPU (``cuda:1``) follow. Notes, limit, baseline, closed form, needed peaks and what was
+        held before apply to the whole record, so only the first row has them.
         """
         about = self._about()
         total = {
@@ -403,7 +403,7 @@ class Record:
             yield self._row(about | where, PhaseResult(device.name, device.peaks), None)
 
     def _about(self) -> dict[str, Any]:
-        """What all rows of the record share."""
+        """The columns that all rows of the record share."""
         return {
             "schema": SCHEMA,
             "test": self.test,
@@ -464,20 +464,20 @@ _PLAIN = (
 
 
 def incomplete_row(message: str) -> dict[str, Any]:
-    """The row that says that a report does not have all that its session was to measure.
+    """The row that marks a report as incomplete.
 
     Args:
-        message: Why.
+        message: Why records are missing.
     """
     about = {"schema": SCHEMA, "phase": SESSION, "outcome": "incomplete", "message": message}
     return _storable_row(about)
 
 
 def _storable_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    r"""A row with all columns and only what every format can hold.
+    r"""A row with all columns, and only values that every file format can store.
 
-    Lone surrogates and NUL become escapes such as ``\udcff``. Numbers that are not finite, and
-    integers beyond 64 bits, are missing; the row's notes name the latter.
+    Lone surrogates and NUL become escapes such as ``\udcff``. Non-finite numbers and integers beyond 64
+    bits become missing values; the notes of the row name such integers.
     """
     beyond = [name for name, value in values.items() if _is_beyond_64_bits(value)]
     row = {name: _storable(values.get(name)) for name in COLUMNS}
@@ -513,7 +513,7 @@ def _setup_columns(setup: Setup) -> dict[str, Any]:
         "dtype": setup.dtype,
         "batch_size": setup.batch_size,
         "seq_len": setup.seq_len,
-        # A table is a way to do it, so it says that it is done.
+        # A table has arguments for checkpointing, so it is enabled.
         "gradient_checkpointing": None if checkpointing is None else bool(checkpointing),
         "kv_cache": setup.kv_cache,
         "parallel": f"{parallel['strategy']}x{parallel['world_size']}" if parallel else "none",
@@ -521,7 +521,7 @@ def _setup_columns(setup: Setup) -> dict[str, Any]:
 
 
 def _quantization_name(setup: Setup) -> str | None:
-    """The name that was given, or the method of a table: ``"nf4"``, ``"bitsandbytes"``."""
+    """The name of the quantization, or the method of a table: ``"nf4"``, ``"bitsandbytes"``."""
     given = setup.quantization
     return setup.quantization_method if isinstance(given, Mapping) else given
 

@@ -56,7 +56,7 @@ MARKDOWN_SIZES = (
     "change",
 )
 
-# A label, empty for a line of its own, and a value.
+# A label and a value; lines without a label have an empty one.
 _Line = tuple[str, str]
 
 # Headings of the console table, each with the groups of figures that are stacked under it.
@@ -73,13 +73,13 @@ _NARROW: Mapping[str, Sequence[str]] = {
     "at the peak, limit": ("components", "limit", "outcome"),
 }
 _WIDE_COLUMNS = 116
-LONGEST_WRITTEN = 10  # "123.45 GiB"; what is longer would make the column too wide
+LONGEST_WRITTEN = 10  # "123.45 GiB"; longer text would make the column too wide
 
 SHOWN_PROCESSES = 4
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a report as plain values, ``None`` where one is missing."""
+    """The rows of a report as plain values; missing ones are ``None``."""
     import pandas as pd
 
     names = [str(name) for name in frame.columns]
@@ -89,7 +89,7 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The total of every record as one Markdown table; columns with nothing in them left out."""
+    """The totals of all records as one Markdown table, without empty columns."""
     rows = plain_rows(frame)
     told = [
         f"**Incomplete**: {_on_one_line(row['message'])}\n\n"
@@ -117,10 +117,10 @@ def _markdown_table(totals: Sequence[Mapping[str, Any]]) -> str:
 
 
 def console_table(records: Iterable[Record], width: int) -> Table:
-    """A table for a terminal of `width` columns, readable from 80 up and without colour.
+    """A table for a terminal that is `width` columns wide (at least 80), readable without colour.
 
-    The figures of a record are stacked in groups: peaks, estimate, components, limit. Where the
-    terminal is narrow two groups share a column.
+    The figures of a record are stacked in groups: peaks, estimate, components, limit. In a narrow
+    terminal, some groups share a column.
     """
     from rich import box
     from rich.table import Table
@@ -142,7 +142,7 @@ def console_table(records: Iterable[Record], width: int) -> Table:
 
 
 class _Name:
-    """Lines of text for a column of any width, broken where a test id can be broken."""
+    """Text for a column of any width; test ids are wrapped between their parts."""
 
     def __init__(self, text: str) -> None:
         self._lines = printable(text).splitlines()
@@ -158,14 +158,13 @@ class _Name:
 
         for line in self._lines:
             for part in _broken(line, options.max_width):
-                yield Text(part)  # Text: a test id such as test[bold] is no markup
+                yield Text(part)  # Text: a test id such as test[bold] is not markup
 
 
 def _broken(line: str, width: int) -> list[str]:
-    """A line in parts of at most `width` characters.
+    """Wrap a line to parts of at most `width` characters.
 
-    It is broken between the parts of a path or test id, else between words, and inside a word only
-    where that alone is wider.
+    Wraps between the parts of a path or test id, or else between words; a single longer word is kept whole.
     """
     parts = [""]
     for name in re.findall(r"::[^/:]*|/?[^/:]+/?|.", line):
@@ -193,7 +192,7 @@ def console_text(records: Iterable[Record], width: int) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Text that stays within its cell: on one line, and without a pipe that ends it."""
+    """Escape text for a table cell: on one line, with pipes escaped."""
     # A backslash before a pipe, or at the end of the cell, would escape our own.
     kept = re.sub(r"(\\+)(?=\||$)", r"\1\1", _on_one_line(text))
     return kept.replace("|", "\\|")
@@ -211,7 +210,7 @@ def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
     for name in MARKDOWN_SIZES:
         size = row[f"{name}_bytes"]
         if name == "needed_process" and row["outcome"] == "ok":
-            size = None  # the peak says it
+            size = None  # the same as the peak
         cells[name.replace("_", " ")] = "" if size is None else format_size(size)
         if name == "limit" and size is not None:
             cells["limit"] = format_written(size, row["limit"])
@@ -222,7 +221,7 @@ def _markdown_cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _groups(record: Record) -> dict[str, list[_Line]]:
-    """The lines of each group of a record's figures; none where nothing is known."""
+    """The lines of each group of a record's figures; empty if nothing is known."""
     place = f"{record.device} ({record.gpu})" if record.device == "estimate" else record.place
     components = asdict(record.components) if record.components else {}
     return {
@@ -290,7 +289,7 @@ def _limit(record: Record) -> list[_Line]:
 
 
 def _limit_label(record: Record) -> str:
-    """``"limit"``, with what was written where that says something else than the figure in GiB."""
+    """``"limit"``, followed by the limit as written if that differs from its size in GiB."""
     shown = format_size(record.limit_bytes)
     written = record.limit or ""
     says_more = format_written(record.limit_bytes or 0, written) != shown
@@ -298,7 +297,7 @@ def _limit_label(record: Record) -> str:
 
 
 def _stack(lines: Sequence[_Line]) -> str:
-    """Lines of one cell, labels and values in columns that line up."""
+    """The lines of one cell, with labels and values aligned."""
     width = max((len(label) for label, _ in lines), default=0)
     return "\n".join(
         f"{label:<{width}} {value:>10}" if label else value for label, value in lines or [("", "-")]

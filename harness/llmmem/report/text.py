@@ -8,6 +8,6 @@ __all__ = ["printable"]
 def printable(text: str) -> str:
     r"""`text` with lone surrogates and NUL as escapes: ``\udcff``, ``\x00``.
 
-    The former come from names of files that are not UTF-8, and UTF-8 cannot hold them.
+    Lone surrogates come from file names that are not UTF-8; UTF-8 cannot encode them.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

@@ -33,12 +33,12 @@ class Row:
         model: Its model.
         task: Its task.
         mode: Its mode.
-        method: Its method, as its parts say: ``full``, ``nf4 LORA``, ``IA3``.
+        method: Its quantization and adapter: ``full``, ``nf4 LORA``, ``IA3``.
         optimizer: Its optimizer.
         is_held_out: Whether the setup was kept back while the estimates were developed.
-        run_outcome: How the run ended; ``invalid`` where the libraries refuse the setup.
-        trace_outcome: How the trace ended.
-        message: Why, where one of them is not ok.
+        run_outcome: The outcome of the run; ``invalid`` if the libraries reject the setup.
+        trace_outcome: The outcome of the trace.
+        message: Why, if one of them is not ok.
         run_allocated: The allocated peak of the run.
         trace_allocated: The same of the trace.
         run_reserved: The reserved peak of the run.
@@ -49,7 +49,7 @@ class Row:
         activations_error: The same of activations.
         temporaries_error: The same of temporaries.
         phases_equal: Whether all phases have the same allocated and reserved peaks and components.
-        rule_allocated: What the closed form for the setup says.
+        rule_allocated: The allocated peak according to the closed form.
     """
 
     setup: str
@@ -87,21 +87,21 @@ def validate(
     host_memory: int | None = None,
     progress: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Run and estimate the cases that the table at `path` does not have yet, and add their rows.
+    """Run and estimate the cases that are not yet in the table at `path`, and append their rows.
 
-    An error or an interrupt ends at once what is running; the rows that are known stay.
+    An error or an interrupt kills the runs in progress; the rows so far remain.
 
     Args:
         cases: The cases.
         device: Where to run them.
-        path: The table, a .csv; made if it is not there.
-        jobs: How many at a time, each in processes of its own.
-        host_memory: As of `Runner`, for each of them.
-        progress: Called with each row as it is known.
+        path: The table, a .csv; created if it does not exist.
+        jobs: The number of cases to run in parallel, each in its own processes.
+        host_memory: As in `Runner`, for each case.
+        progress: Called with each new row.
 
     Raises:
         InputError: The device is not valid.
-        UnsupportedError: The device cannot work on this machine.
+        UnsupportedError: The device is not available on this machine.
     """
     done = set(_setups_of(path))
     left = [case for case in cases if case.setup.key() not in done]

@@ -28,10 +28,10 @@ class Moment:
 
     Attributes:
         kind: ``alloc`` or ``free``.
-        block: The number of the allocation that it makes or ends, counted from 0.
+        block: The number of the block that it allocates or frees, counted from 0.
         bytes: The size of the block.
         module: The innermost module whose call it lies in, else the phase.
-        where: The operator, in a trace; the line of the program, in a run ("" for a free).
+        where: In a trace, the operator. In a run, the line of the program ("" for a free).
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Moment:
     where: str
 
     def is_same(self, other: Moment) -> bool:
-        """Whether the other does the same to the allocator."""
+        """Whether the other one has the same effect on the allocator."""
         return (self.kind, self.block, self.bytes) == (other.kind, other.block, other.bytes)
 
 
@@ -50,9 +50,9 @@ class Comparison:
     """The moments of a run and of a trace of the same setup.
 
     Attributes:
-        run: Those of the run on the simulated GPU.
-        trace: Those of the trace.
-        difference: The position of the first that is not the same; ``None`` if all are.
+        run: The moments of the run on the simulated GPU.
+        trace: The moments of the trace.
+        difference: The position of the first difference; ``None`` if there is none.
     """
 
     run: tuple[Moment, ...]
@@ -67,7 +67,7 @@ def compare(setup: Setup, gpu: Gpu) -> Comparison:
 
     Raises:
         InputError: The setup names something that does not exist.
-        UnsupportedError: It cannot be traced or run; also if either ran out of memory.
+        UnsupportedError: The setup cannot be traced or run, or one of the two ran out of memory.
     """
     traced = _in_order(_traced(setup, gpu))
     ran = _in_order(_ran(setup))
@@ -79,7 +79,7 @@ def compare(setup: Setup, gpu: Gpu) -> Comparison:
 
 
 def _in_order(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-    """Frees without an allocation between them by number: their order makes no difference."""
+    """Sort frees between two allocations by block number, as their order makes no difference."""
     ordered: list[Moment] = []
     frees: list[Moment] = []
     for moment in moments:
@@ -131,7 +131,7 @@ def _ran(setup: Setup) -> Iterator[Moment]:
 def _moments(
     events: Sequence[Event], sources: Iterable[str], timeline: Timeline
 ) -> Iterator[Moment]:
-    """Up to the end of the last phase; what ends after it belongs to no step."""
+    """The moments up to the end of the last phase; later frees belong to no step."""
     numbers: dict[int, int] = {}
     born = 0
     modules = timeline.modules(len(events))
@@ -145,7 +145,7 @@ def _moments(
 
 
 def lines(found: Comparison) -> Iterator[str]:
-    """The first difference with what came before it, or that there is none."""
+    """Lines that show the first difference and the moments around it, or that there is none."""
     if found.difference is None:
         yield f"equal: {len(found.run)} allocations and frees"
         return
@@ -164,7 +164,7 @@ def lines(found: Comparison) -> Iterator[str]:
 
 def _line(moments: Sequence[Moment], position: int) -> str:
     if position >= len(moments):
-        return "(over)"
+        return "(ended)"
     moment = moments[position]
     return (
         f"{moment.kind:<5} #{moment.block:<6} {moment.bytes:>13,} B  "

@@ -1,7 +1,7 @@
-"""The accuracy matrix: the setups that estimates are held to.
+"""The accuracy matrix: the setups that estimates are validated against.
 
 The matrix was written before estimates were corrected against it. Part of it, selected by a hash of
-the setup, is *held out*: no estimate was changed for its sake. Both parts are reported apart.
+the setup, is *held out*: no estimate was changed because of it. Both parts are reported separately.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Case:
 
 
 def matrix() -> tuple[Case, ...]:
-    """All cases, in a fixed order, none twice."""
+    """All cases in a fixed order, without duplicates."""
     setups = dict.fromkeys(Setup.from_mapping(keys).key() for keys in _all_keys())
     return tuple(Case(_from_key(key), _is_held_out(key)) for key in setups)
 

@@ -23,13 +23,13 @@ HEADERS = (
 def summary(path: Path, device: str, command: str) -> str:
     """The page: errors of the trace and of the rules, by part, method and component.
 
-    An error is 100 x (estimate - run) / run. The median, the 95th percentile and the worst are of
-    its absolute value, the bias is the mean of the error itself.
+    An error is 100 x (estimate - run) / run. Median, 95th percentile and worst are computed from its
+    absolute value, the bias is the mean of the signed error.
 
     Args:
-        path: The table that `validate` made.
+        path: The table that `validate` wrote.
         device: Where it ran.
-        command: The command that made it.
+        command: The command that wrote it.
     """
     import pandas as pd
 
@@ -41,8 +41,8 @@ def summary(path: Path, device: str, command: str) -> str:
         f"Made by `{command}` ({_versions()}): estimate beside run over the accuracy matrix "
         f"({len(table)} setups of {table.model.nunique()} models; "
         f"`llmmem/validation/matrix.py`). Errors are of the peak, in percent of the run's; equal "
-        "means to the byte. Held out are the setups that were drawn for it before the estimates "
-        "were brought to meet the matrix; no estimate was changed for their sake.\n",
+        "means to the byte. The held-out setups were selected before any estimate was corrected against "
+        "the matrix, and no estimate was changed because of them.\n",
         f"Both peaks are equal to the byte in {equal} of the {len(both)} setups that ran to their "
         "end and were traced.\n",
         _section("Trace, allocated peak", _by_part(both, "allocated")),

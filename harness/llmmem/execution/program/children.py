@@ -32,14 +32,14 @@ __all__ = ["ChildPeaks", "Children", "CountedChildren", "UncountedChildren"]
 
 @dataclass(frozen=True)
 class ChildPeaks:
-    """What children took between `Children.start` and `Children.stop`.
+    """The memory that children held between `Children.start` and `Children.stop`.
 
     Attributes:
-        processes: Those that used a GPU, once for each GPU that they used.
-        together: The most bytes that they and their parent held at the same time of each GPU that
-            they used; None if there were too many to tell.
-        failures: How each that ran out of memory did so.
-        notes: What else decides how to read the figures.
+        processes: The processes that used a GPU, one entry for each GPU that they used.
+        together: By GPU, the most bytes that they and their parent held at the same time; ``None`` if there
+            were too many processes to count.
+        failures: One line for each process that ran out of memory.
+        notes: Caveats about the figures.
     """
 
     processes: tuple[ProcessPeaks, ...] = ()
@@ -49,30 +49,30 @@ class ChildPeaks:
 
 
 class Children(Protocol):
-    """Tells what the children of this process take of its GPUs."""
+    """Counts the GPU memory of the children of this process."""
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Environment variables that children need to be counted."""
+        """Environment variables that children need in order to be counted."""
 
     def start(self) -> None:
-        """Begin anew, with what children hold now."""
+        """Reset the peaks to what children hold now."""
 
     def stop(self) -> ChildPeaks:
-        """What they have taken since."""
+        """The peaks since `start`."""
 
     def close(self) -> None:
-        """End, and leave nothing behind."""
+        """Stop counting and clean up."""
 
 
 class CountedChildren:
-    """Children on simulated GPUs: each leaves its peaks, however it ends.
+    """Children on simulated GPUs: each leaves its peaks in a file, however it ends.
 
     Attributes:
-        environment: Environment variables that give a child the GPUs and have it counted.
+        environment: Environment variables with which a child uses the GPUs and is counted.
 
     Raises:
-        UnsupportedError: The libraries lie where no program can be given them.
+        UnsupportedError: The path of the simulated libraries cannot be passed to other programs.
     """
 
     def __init__(self, gpu: SimulatedGpu) -> None:
@@ -90,10 +90,10 @@ class CountedChildren:
         self._account.reset_together()
 
     def stop(self) -> ChildPeaks:
-        """What they have taken since.
+        """The peaks since `start`.
 
-        What PyTorch's allocator reached in a child that was there before is not known: only the
-        child itself could tell, and tells it at its end for all its life.
+        Of a child that was started before, the peaks of PyTorch's allocator are not known: the child reports
+        them only when it ends, and for its whole life.
         """
         ledgers = read_ledgers(self._directory)
         if not ledgers:
@@ -118,7 +118,7 @@ class CountedChildren:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _share(self) -> None:
-        """Take part in what is counted together; a session inside this one may have changed that."""
+        """Register this process for the joint peaks; a session inside this one may have replaced that."""
         self._account.host_processes(self._directory)
 
     def _processes(self, ledger: Ledger) -> Iterable[ProcessPeaks]:
@@ -140,7 +140,7 @@ class CountedChildren:
 
 
 class UncountedChildren:
-    """Children whose memory nobody counts: it is said that there were some.
+    """Children whose memory is not counted: only a note says that there were some.
 
     Args:
         reason: Why they are not counted.
@@ -155,11 +155,11 @@ class UncountedChildren:
         self.environment: Mapping[str, str] = {}
 
     def start(self) -> None:
-        """Begin anew."""
+        """Remember the children that exist now."""
         self._before = _Children.now()
 
     def stop(self) -> ChildPeaks:
-        """Say whether there were any."""
+        """A note if there were any since `start`."""
         if _Children.now().are_those_of(self._before):
             return ChildPeaks()
         return ChildPeaks(notes=(f"processes that were started are not counted: {self._reason}",))
@@ -170,7 +170,7 @@ class UncountedChildren:
 
 @dataclass(frozen=True)
 class _Children:
-    """The children of this process: those that have ended leave the time that they computed."""
+    """The children of this process: the running ones, and the CPU seconds of those that ended."""
 
     running: frozenset[int]
     seconds: float
@@ -192,7 +192,7 @@ class _Children:
 
 
 def _is_worker(pid: int) -> bool:
-    """Whether it is what runs setups, each of which has a record of its own."""
+    """Whether the process is the worker that runs setups, which have their own records."""
     with suppress(OSError):
         return b"llmmem.execution.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return False

@@ -1,8 +1,9 @@
 """The code of llmmem that runs inside a program on simulated GPUs.
 
-The program's own Python imports this when it first uses one (``simgpu/csrc/account/guest.c``): programs
-that use none, or are not Python, are left alone. PyTorch's peaks are noted before anything resets
-them and when the process ends by itself; whatever else ends it leaves what the C libraries noted.
+The program's own Python imports this module when it first uses a simulated GPU
+(``simgpu/csrc/account/guest.c``). Other programs are not changed. PyTorch's peaks are recorded before
+anything resets them and when the process exits. If the process is killed, what the C libraries recorded
+remains.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __all__ = ["join"]
 
 
 def join() -> None:
-    """Take part in this process until it ends."""
-    gpu = simgpu.active()  # which sees to a clean end of the interpreter
+    """Record the peaks of this process until it ends."""
+    gpu = simgpu.active()  # this also makes the interpreter exit cleanly
     if gpu is None or DIRECTORY_VARIABLE not in os.environ:
         return
     note = partial(_note, gpu, open_account(gpu.libraries.core))
@@ -41,13 +42,13 @@ def join() -> None:
     sys.excepthook = _annotating_guesses(gpu, sys.excepthook)
     atexit.register(resets.close)
     atexit.register(note)
-    # The ends that pass atexit by; multiprocessing ends its forked processes with the first.
+    # These bypass atexit; multiprocessing ends forked processes with the first.
     for name in ("_exit", "execv", "execve"):
         setattr(os, name, _preceded(note, getattr(os, name)))
 
 
 def _note(gpu: SimulatedGpu, account: Account) -> None:
-    """Note what PyTorch's allocator has reached in this process, and how to read it."""
+    """Record the peaks of PyTorch's allocator in this process, and the notes about them."""
     account.note_remarks("\n".join(gpu.notes))
     torch = sys.modules.get("torch")
     if torch is None:
@@ -68,7 +69,7 @@ def _note(gpu: SimulatedGpu, account: Account) -> None:
 
 
 def _annotating_guesses(gpu: SimulatedGpu, hook: Callable[..., object]) -> Callable[..., object]:
-    """The hook for an exception that ends the program, which may follow from a guess."""
+    """Wrap `sys.excepthook`: add the guesses that the exception may follow from."""
 
     @wraps(hook)
     def told(kind: type[BaseException], error: BaseException, traceback: Any) -> object:
@@ -79,7 +80,7 @@ def _annotating_guesses(gpu: SimulatedGpu, hook: Callable[..., object]) -> Calla
 
 
 def _last_words() -> str | None:
-    """What the exception said that the program ends with, if it is about memory."""
+    """The message of the exception that ends the program, if it is about memory."""
     error = getattr(sys, "last_value", None)
     if type(error).__name__ != "OutOfMemoryError":
         return None

@@ -36,13 +36,13 @@ _NOT_KNOWN = 2**64 - 1
 
 @dataclass(frozen=True)
 class Ledger:
-    """What one process left, or has written so far.
+    """The peaks that one process has recorded.
 
     Attributes:
-        name: The name of its file, which no other process of the program has.
+        name: The name of its file, unique within the program.
         processes: Its peaks on each GPU that it used.
-        failure: How it ran out of memory; empty if it did not.
-        notes: What decides how to read its figures; nothing of a process that was killed.
+        failure: The out-of-memory error; empty if there was none.
+        notes: Caveats about its figures; empty for a process that was killed.
         is_running: Whether the process still runs.
     """
 
@@ -54,7 +54,7 @@ class Ledger:
 
 
 def outer_directory() -> Path | None:
-    """Where this process leaves its own ledger, if it is itself a part of a measured program."""
+    """Where this process keeps its own ledger, if it is itself part of a measured program."""
     directory = os.environ.get(DIRECTORY_VARIABLE)
     return Path(directory) if directory else None
 
@@ -67,11 +67,11 @@ def read_ledgers(directory: Path) -> tuple[Ledger, ...]:
 
 
 def restart_ledgers(directory: Path, outer: Path | None) -> frozenset[str]:
-    """Begin anew: the peak of a process that still runs is what it holds now.
+    """Reset the peaks of running processes to what they hold now, and remove all other ledgers.
 
     Args:
-        directory: Where the ledgers lie. Those of processes that have ended leave it.
-        outer: Where they go; None if nobody asks for them.
+        directory: The directory of the ledgers.
+        outer: Where to move the ledgers of processes that have ended; ``None`` deletes them.
 
     Returns:
         The names of the ledgers that remain.
@@ -91,14 +91,14 @@ def restart_ledgers(directory: Path, outer: Path | None) -> frozenset[str]:
 
 
 def hand_on(directory: Path, outer: Path | None) -> None:
-    """Leave the ledgers to the program that this one is a part of, if there is one."""
+    """Move the ledgers to the program that this one is part of, if there is one."""
     for path in directory.iterdir():
         if path.read_bytes().startswith(_MAGIC):
             _move(path, outer)
 
 
 def _move(path: Path, outer: Path | None) -> None:
-    with suppress(OSError):  # the outer program may have ended, and then nobody wants it
+    with suppress(OSError):  # the outer program may have ended already
         if outer is None:
             path.unlink()
         else:
@@ -106,7 +106,7 @@ def _move(path: Path, outer: Path | None) -> None:
 
 
 def _set_back(path: Path, data: bytes) -> None:
-    """The file is memory that the process writes to, so only what changes is written."""
+    """Reset the peaks in place: the process has mapped the file, so nothing else is written."""
     file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         for index in range(_MOST_DEVICES):
@@ -123,7 +123,7 @@ def _order(ledger: Ledger) -> tuple[int, int]:
 
 
 def _read(name: str, data: bytes) -> Ledger | None:
-    """A ledger; None if it is another file, or the process was ended while it began it."""
+    """A ledger; ``None`` for other files and ledgers that were never completed."""
     if not data.startswith(_MAGIC):
         return None
     _, pid, rank, *sizes, failure, notes, command = _LAYOUT.unpack(data)

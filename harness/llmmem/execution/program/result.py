@@ -61,19 +61,18 @@ class ProcessPeaks:
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """What became of a program.
+    """The result of running a program.
 
     Attributes:
         command: The program and its arguments.
         device: Where it ran, such as ``"sim:rtx4090"``.
         gpu: The name of the card.
-        exit_code: Its exit code, as a shell gives it: 128 and the number of the signal that ended it.
-        outcome: ``ok`` for exit code 0; ``oom`` if not, and PyTorch ran out of memory; else
-            ``crashed``.
+        exit_code: Its exit code as in a shell: 128 + N if signal N ended it.
+        outcome: ``ok`` for exit code 0; else ``oom`` if PyTorch ran out of memory, or ``crashed``.
         message: Why, when the outcome is not ok.
-        processes: Those that used a GPU, once for each GPU that they used.
+        processes: The processes that used a GPU, one entry for each GPU that they used.
         versions: Versions of the libraries by name.
-        notes: What else decides how to read the figures.
+        notes: Caveats about the figures.
         source: Where the figures come from.
     """
 
@@ -90,12 +89,12 @@ class ProgramResult:
 
     @property
     def title(self) -> str:
-        """The command on one line, as a shell takes it."""
+        """The command on one line, quoted for a shell."""
         return shlex.join(self.command)
 
     @property
     def peaks(self) -> Peaks:
-        """The highest peaks of a process on a GPU; not known where nothing used one."""
+        """The highest peaks of a process on a GPU; unknown if no process used one."""
         known = [process.peaks for process in self.processes]
         return reduce(Peaks.highest, known) if known else Peaks()
 

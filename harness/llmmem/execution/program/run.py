@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 __all__ = ["run_program"]
 
 UNUSED = (
-    "no process of the program used the simulated GPU (it fits the PyTorch that llmmem is "
-    "installed beside, and no other)"
+    "no process of the program used the simulated GPU (it works only with the PyTorch in the same "
+    "environment as llmmem)"
 )
-SHARED = "processes that share a GPU take no memory from each other: each has an account of its own"
+SHARED = "processes that share a simulated GPU do not compete for memory: each has all of it"
 
 
 def run_program(
     command: Sequence[str], device: Device, *, stdout: IO[str] | None = None
 ) -> ProgramResult:
-    """Run a program to its end, all its processes having the device's simulated GPUs.
+    """Run a program to its end; all its processes use the simulated GPUs of the device.
 
-    Signals that ask this process to end are passed on, so it must be called in the main thread.
+    Termination signals are forwarded to the program, so this must be called in the main thread.
 
     Args:
-        command: The program and its arguments. It is looked up beside this Python first if that is
-            the one of a virtual environment, then in ``PATH``.
+        command: The program and its arguments. In a virtual environment, the program is looked up there
+            first, then in ``PATH``.
         device: A simulated one.
-        stdout: Where its standard output goes; by default where this process's goes.
+        stdout: Where its standard output goes; by default that of this process.
 
     Raises:
         InputError: The device is not a simulated one, or the program cannot be run.
@@ -95,7 +95,7 @@ def _search_path() -> str:
 
 
 def _run(command: Sequence[str], environment: dict[str, str], stdout: IO[str] | None) -> int:
-    """The exit status; below zero the number of the signal that ended it."""
+    """Run the command; its exit status, or -N if signal N ended it."""
     with _signals_passed_on() as started:
         try:
             process = subprocess.Popen(
@@ -114,7 +114,7 @@ def _run(command: Sequence[str], environment: dict[str, str], stdout: IO[str] | 
 
 @contextmanager
 def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Gives what to call once the program is there; signals until then reach it too."""
+    """Forward signals; yields the function to call once the program runs, which forwards earlier ones."""
     processes: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -133,7 +133,7 @@ def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # nohup's program is not told either
+        if handler != signal.SIG_IGN:  # the program ignores it too, as under nohup
             signal.signal(number, pass_on)
     try:
         yield started
