@@ -278,7 +278,7 @@ class Block:
 
     Attributes:
         size: Bytes of the block: what ``memory_allocated`` counts.
-        requested: Bytes that were asked for.
+        requested: Bytes that were requested.
         address: A made-up address; segments made later have higher ones.
     """
 
@@ -370,19 +370,19 @@ class CachingAllocator:
     Args:
         config: The settings.
         total_bytes: Memory of the device.
-        free_bytes: What the driver has left to give: total less context and other processes.
+        free_bytes: What the driver can still allocate: the total less the context and other processes.
 
     Attributes:
         allocated: Bytes of the blocks in use.
-        reserved: Bytes taken from the device.
-        requested: Bytes that were asked for, of the blocks in use.
-        peak_allocated: The most that `allocated` has been since `reset_peaks`.
-        peak_reserved: The same of `reserved`.
-        num_alloc_retries: How often everything cached was given back to serve a request.
-        num_ooms: How many requests failed.
+        reserved: Bytes reserved on the device.
+        requested: Bytes that were requested for the blocks in use.
+        peak_allocated: The maximum of `allocated` since `reset_peaks`.
+        peak_reserved: The maximum of `reserved` since `reset_peaks`.
+        num_alloc_retries: How often the whole cache was released to serve a request.
+        num_ooms: The number of requests that failed.
         limit_bytes: The most that it may reserve.
-        is_limited: Whether the size of the device's memory has decided anything yet. If not, the
-            state is the same on every larger device.
+        is_limited: Whether the size of the device's memory has affected anything yet. If not, the state
+            would be the same on every larger device.
     """
 
     def __init__(self, config: AllocatorConfig, total_bytes: int, free_bytes: int) -> None:
@@ -409,10 +409,10 @@ class CachingAllocator:
         self._next_address = PAGE
 
     def malloc(self, nbytes: int, stream: int = 0) -> Block:
-        """Take a block for `nbytes` bytes (above zero; PyTorch allocates nothing for zero).
+        """Allocate a block for `nbytes` bytes (above zero; PyTorch allocates nothing for zero).
 
         Raises:
-            OutOfMemory: The device has not enough left, even with everything cached given back.
+            OutOfMemory: The device has too little memory left, even after releasing the cache.
         """
         size = self.config.round_size(nbytes)
         pool = self._small if size <= SMALL_SIZE else self._large
@@ -434,7 +434,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Give a block back; it is merged with free neighbours and stays reserved."""
+        """Free a block; it is merged with free neighbours and stays reserved."""
         self.allocated -= block.size
         self.requested -= block.requested
         block.allocated = False
@@ -443,7 +443,7 @@ class CachingAllocator:
         block.pool.insert(block)
 
     def empty_cache(self) -> None:
-        """Give segments without a block in use (and free pages) back to the device."""
+        """Release segments without a block in use (and free pages) to the device."""
         for pool in (self._large, self._small):
             blocks = pool.blocks()
             for block in blocks:
@@ -454,7 +454,7 @@ class CachingAllocator:
                     self._unmap(block)
 
     def reset_peaks(self) -> None:
-        """Set the peaks to what they stand at."""
+        """Set the peaks to the current values."""
         self.peak_allocated = self.allocated
         self.peak_reserved = self.reserved
 

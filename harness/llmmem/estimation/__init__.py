@@ -52,8 +52,8 @@ def estimate(
             one in this machine if the catalogue has it, else h100).
 
     Raises:
-        InputError: The setup names something that does not exist, there is no such card, or
-            none of these three was given.
+        InputError: The setup names something that does not exist, there is no such card, or `what` is none
+            of the three.
     """
     from llmmem.catalogue.gpus import find_gpu
     from llmmem.errors import InputError
@@ -89,7 +89,7 @@ def _estimate(setup: Setup, card: Gpu) -> Estimate:
 
 
 def _present() -> str | None:
-    """The card of the catalogue that all GPUs of this machine are, if they are one."""
+    """The card in this machine, if all its GPUs are the same card of the catalogue."""
     from llmmem.catalogue.gpus import find_title
     from llmmem.nvml import gpu_names
 

@@ -1,4 +1,4 @@
-"""Errors that end a trace: which are the program's own, and what to say of the others."""
+"""Errors that end a trace: tells the program's own errors from those of the trace, and words the latter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["program_line_of", "reason_of"]
 
 TORCH = torch.__path__[0]
 _PACKAGE = Path(__file__).parents[1]
-#: Folders of what a trace does beside the program.
+#: Folders of the code that traces the program.
 HERE = (str(_PACKAGE / "estimation"), str(_PACKAGE / "accounting"))
 
 _NO_KERNEL = re.compile(
@@ -36,11 +36,11 @@ _NO_DRIVER = re.compile(
 
 
 def reason_of(error: Exception) -> str | None:
-    """Why the trace cannot go on, in a few words; ``None`` for an error of the program's own.
+    """Why the trace cannot continue, in a few words; ``None`` for the program's own errors.
 
-    An error is the program's own if its code, or the code of a library, raises it, and if an
-    operator raises it whose tensors are all on the host. A `RuntimeError` never counts as that: most
-    come from operators without a meta kernel and from values that are read.
+    An error is the program's own if the code of the program or of a library raises it, or if an operator
+    raises it whose tensors are all on the host. A `RuntimeError` never counts as the program's own: most
+    come from operators without a meta kernel, or from reading values.
     """
     frames = list(_frames(error))
     if not frames or isinstance(error, LlmmemError):
@@ -71,7 +71,7 @@ def _frames(error: Exception) -> Iterator[FrameType]:
 
 
 def _is_own(error: Exception, frames: list[FrameType]) -> bool:
-    # PyTorch checks by assertions what no program is to break.
+    # Assertions in PyTorch check its internals, so a failed one is not the program's own error.
     is_of_torch = _is_in(frames[-1], TORCH) and not _is_in(frames[-1], f"{TORCH}/testing")
     if isinstance(error, AssertionError) and is_of_torch:
         return False
@@ -88,7 +88,7 @@ def _is_own(error: Exception, frames: list[FrameType]) -> bool:
 
 def _has_device_tensors(dispatched: FrameType) -> bool:
     seen = dispatched.f_locals
-    # The program may still be told that what is on the device is on ``cuda``.
+    # The redirection may still be active, and report tensors on the device as on ``cuda``.
     with torch._C.DisableTorchFunction():
         tensors = tensors_in([*seen["args"], *(seen["kwargs"] or {}).values()])
         return any(tensor.is_meta for tensor in tensors)
@@ -99,11 +99,11 @@ def _is_in(frame: FrameType, *folders: str) -> bool:
 
 
 def _dispatched(frames: list[FrameType]) -> list[FrameType]:
-    """Where operators that have not ended were seen."""
+    """The frames of the tracer for the operators in progress."""
     return [frame for frame in frames if frame.f_code is Tracer.__torch_dispatch__.__code__]
 
 
 def _operator(frames: list[FrameType]) -> str:
-    """The operator that has not ended, as the program called it; empty if there is none."""
+    """The operator in progress that the program called; empty if there is none."""
     dispatched = _dispatched(frames)
     return str(dispatched[0].f_locals["func"]._schema.name) if dispatched else ""

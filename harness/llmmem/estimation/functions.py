@@ -20,8 +20,8 @@ from llmmem.estimation.fake_cuda.dispatch import gpu_dispatch
 from llmmem.estimation.fake_cuda.process_state import process_state_kept
 from llmmem.estimation.fake_cuda.redirection import cuda_redirected
 
-# Imported before the function can do it: bitsandbytes looks for CUDA then, and must not find it
-# where it is only made believe.
+# Imported before the function can import it: bitsandbytes looks for CUDA when it is imported, and must
+# not find the redirected one.
 from llmmem.estimation.operators import bitsandbytes
 from llmmem.estimation.operators.table import operator_handlers
 from llmmem.estimation.trace import TraceObserver, assumptions_of, outcome_of
@@ -47,16 +47,16 @@ ASSUMPTIONS = (
 
 
 def is_trainer(what: object) -> TypeIs[Trainer]:
-    """Whether it is one; who made it has imported the module that has the class."""
+    """Whether it is a transformers `Trainer`; does not import transformers."""
     module = sys.modules.get("transformers.trainer")
     return module is not None and isinstance(what, module.Trainer)
 
 
 def trace_trainer(trainer: Trainer, gpu: Gpu) -> Trace:
-    """Estimate what ``trainer.train()`` takes on a card, in bytes, by the first steps of a copy.
+    """Estimate the peaks of ``trainer.train()`` on a card, in bytes, from the first steps of a copy.
 
     Args:
-        trainer: It may have been made on a machine without a GPU, and stays as it is.
+        trainer: It may have been created on a machine without a GPU, and is not changed.
         gpu: The card.
     """
     from llmmem.estimation.trainers import copy_on_gpu
@@ -67,12 +67,12 @@ def trace_trainer(trainer: Trainer, gpu: Gpu) -> Trace:
 def trace_function(function: Callable[[], object], gpu: Gpu) -> Trace:
     """Estimate the peaks of a function on a card, in bytes, by running it as if on that card.
 
-    Settings of the allocator are those of this process's environment. Errors that the code of the
-    program or of a library raises are raised; but with a `RuntimeError`, and with an error of an
-    operator on the device or of what stands for the GPU, the outcome is ``unsupported``.
+    The allocator uses the settings in the environment of this process. Errors raised by the program or a
+    library propagate. With a `RuntimeError`, or an error of an operator on the device or of the redirected
+    ``torch.cuda``, the outcome is ``unsupported``.
 
     Args:
-        function: Called once. If it gives a Trainer, that takes its first steps.
+        function: Called once. If it returns a Trainer, its first steps are traced too.
         gpu: The card.
     """
     assumed = [*assumptions_of(gpu), *ASSUMPTIONS]
@@ -109,11 +109,13 @@ def _refused(error: UnsupportedError, assumptions: list[str]) -> Trace:
 
 @contextmanager
 def _annotating_errors() -> Iterator[None]:
-    """An error that is raised inside says that it comes from a trace."""
+    """Add a note to errors that are raised inside: they come from a trace."""
     try:
         yield
     except Exception as error:
-        error.add_note("llmmem: raised in an estimate, which runs no kernel; llmmem exec runs it")
+        error.add_note(
+            "llmmem: raised in an estimate, which runs no kernels; use llmmem exec to run it"
+        )
         raise
 
 
@@ -128,7 +130,7 @@ def _check_settings() -> None:
 
 
 def _check_nothing_compiled(called: list[str]) -> None:
-    """Fused code keeps less than the operators one by one, and CUDA graphs keep more."""
+    """Refuse compiled code: fused kernels keep less than single operators, CUDA graphs keep more."""
     if called:
         names = ", ".join(dict.fromkeys(called))
         raise UnsupportedError(
@@ -148,13 +150,13 @@ def _tracer(gpu: Gpu) -> Tracer:
     return Tracer(allocator, gpu, handlers, _is_oom_handled)
 
 
-# What a function mentions that handles a full card: the error, its message, accelerate's check.
+# Names and texts in functions that handle out-of-memory errors: the error, accelerate's check, messages.
 _OOM_NAMES = frozenset({"OutOfMemoryError", "should_reduce_batch_size"})
 _OOM_MESSAGES = frozenset({"out of memory", "cuda out of memory"})
 
 
 def _is_oom_handled() -> bool:
-    """Whether a function of the program that is running now mentions the error of a full card."""
+    """Whether a running function of the program seems to handle out-of-memory errors."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not trace_function.__code__:
         code = frame.f_code
@@ -168,11 +170,11 @@ def _is_oom_handled() -> bool:
 
 @contextmanager
 def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
-    """Gives the names of what was called that a run would have compiled."""
+    """Run as if on a GPU; yields the names of called functions that a run would have compiled."""
     tracer = observer.tracer
     with ExitStack() as stack:
         stack.enter_context(process_state_kept())
-        # Other threads see no mode: what they put on the device would not be seen.
+        # Dispatch modes are per thread, so allocations in other threads would be missed.
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         stack.enter_context(bitsandbytes.as_on_gpu(tracer))
         stack.enter_context(observer.timeline.recording_calls())
@@ -184,7 +186,7 @@ def _as_on_gpu(observer: TraceObserver) -> Iterator[list[str]]:
 
 @contextmanager
 def _labelling(observer: TraceObserver) -> Iterator[None]:
-    """Weights are what called modules hold; gradients and states what optimizers step with."""
+    """Label what called modules hold as weights, and what optimizers use as gradients and state."""
     known: set[int] = set()
 
     def on_call(module: nn.Module, args: Any) -> None:

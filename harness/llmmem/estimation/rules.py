@@ -1,7 +1,7 @@
 """Closed forms: what people compute on paper from a parameter count, in bytes.
 
-They know nothing of activations, kernels or fragmentation. Beside a trace or a run they show how
-far such arithmetic is off.
+They ignore activations, kernels and fragmentation. Next to a trace or a run, they show how far off such
+arithmetic is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NESTED_BLOCK = 256
 
 
 def inference_bytes(parameters: int, bytes_per_parameter: Fraction) -> int:
-    """Weights and a fifth on top: N x M x 1.2.
+    """Weights plus 20%: N x M x 1.2.
 
     Source: "Transformer Math 101" (EleutherAI, 2023), which puts the overhead of inference at up to
     20 % of the weights.
@@ -100,7 +100,7 @@ def kv_cache_bytes(
 
 
 def rank_bytes(whole: int, ranks: int) -> int:
-    """What one rank holds of weights, gradients and optimizer values when all are sharded.
+    """The share of one rank if weights, gradients and optimizer values are all sharded.
 
     Source: ZeRO (Rajbhandari et al., 2019, arXiv:1910.02054), stage 3, which FSDP2 is one form of.
     """
@@ -108,9 +108,9 @@ def rank_bytes(whole: int, ranks: int) -> int:
 
 
 def optimizer_values(setup: Setup, bytes_per_parameter: Fraction) -> Fraction | None:
-    """k: what the optimizer keeps for a parameter, in units of the parameter's size.
+    """k: the optimizer state per parameter, in units of the parameter's size.
 
-    ``None`` for an optimizer that no rule tells of (`llmmem.catalogue.optimizers`).
+    ``None`` if there is no rule for the optimizer (`llmmem.catalogue.optimizers`).
     """
     state = OPTIMIZERS[setup.optimizer].state if setup.optimizer else None
     if state is None:
@@ -120,7 +120,7 @@ def optimizer_values(setup: Setup, bytes_per_parameter: Fraction) -> Fraction | 
 
 
 def accelerate_table(model: nn.Module) -> dict[str, dict[str, int]]:
-    """What ``accelerate estimate-memory`` prints of a model, in bytes, by dtype.
+    """The figures that ``accelerate estimate-memory`` prints for a model, in bytes, by dtype.
 
     Largest layer, total and, for float32 and float16, training with Adam: four times the total.
 
@@ -158,7 +158,7 @@ def rules(setup: Setup) -> Rules:
 
 
 def _peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
-    """The form for the setup's mode, method and ranks, and how it reads."""
+    """The closed form for the setup's mode, method and ranks: its value and its text."""
     whole, formula = _whole_peak(setup, parameters, config)
     if whole is None or setup.parallel is None or setup.strategy != "fsdp2":
         return whole, formula
@@ -167,7 +167,7 @@ def _peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int 
 
 
 def _whole_peak(setup: Setup, parameters: int, config: PretrainedConfig) -> tuple[int | None, str]:
-    """The form for the setup's mode and method on a single GPU."""
+    """The closed form for the setup's mode and method on a single GPU: its value and its text."""
     stored = BYTES_PER_PARAMETER[setup.dtype]
     if setup.is_quantized:
         stored = backend_of(setup).bytes_per_parameter(setup)
@@ -230,7 +230,7 @@ def _trainable(setup: Setup) -> int:
     """Parameters that the adapter trains, counted on PEFT's own model.
 
     Raises:
-        UnsupportedError: PEFT does not make the adapter without the values of the weights.
+        UnsupportedError: PEFT cannot create the adapter without the values of the weights.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """A trace: the setup's own build and step, on the meta device, as a GPU would allocate for it.
 
-The meta device has shapes and no memory. Every storage that comes and goes there takes and gives
-back a block of the modelled caching allocator, together with the buffers that CUDA kernels use out
-of sight and with the choices that a GPU brings about. It works with any build of PyTorch.
+The meta device has shapes but no memory. Each storage created there allocates a block of the modelled
+caching allocator, and frees it when it is deleted. Workspaces of CUDA kernels and decisions that PyTorch
+makes differently on a GPU are modelled too. A trace works with any build of PyTorch.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ __all__ = [
 ]
 
 
-#: Modules (`TracedLibrary`) for libraries whose CUDA code allocates by itself, by package name.
+#: Modules (`TracedLibrary`) for libraries whose CUDA code allocates memory itself, by package name.
 TRACED_LIBRARIES: Mapping[str, str] = {
     "bitsandbytes": "llmmem.estimation.operators.bitsandbytes",
 }
 
 
 class TracedLibrary(Protocol):
-    """What a trace needs of a library with CUDA kernels: a module with these functions."""
+    """The functions that a module must have to trace a library with CUDA kernels."""
 
     def handlers(self, gpu: Gpu) -> dict[Any, Handler]:
         """Handlers of its operators."""
 
     def as_on_gpu(self, tracer: Tracer) -> AbstractContextManager[None]:
-        """Have its Python code behave as on a GPU, while inside."""
+        """While inside, make its Python code behave as on a GPU."""
 
     def quantize_on_meta(
         self, layers: list[nn.Module], linear: nn.Module, device: torch.device
@@ -73,8 +73,8 @@ class TracedLibrary(Protocol):
 def trace(setup: Setup, gpu: Gpu) -> Trace:
     """Estimate the peaks of a setup on a card, in bytes.
 
-    The outcome is ``oom`` where the card is too small (with the peaks up to there, and what the
-    step needs), and ``unsupported``, with the reason, where the setup cannot be traced.
+    The outcome is ``oom`` if the card is too small (with the peaks up to then, and what the step needs), and
+    ``unsupported``, with the reason, if the setup cannot be traced.
 
     Raises:
         InputError: The setup names something that does not exist, or contradicts itself.
@@ -94,9 +94,9 @@ def _trace(setup: Setup, gpu: Gpu) -> Trace:
 
 @contextmanager
 def _garbage_collected_later() -> Iterator[None]:
-    """Look for garbage in cycles at the end only: to look all the time takes a third of a trace.
+    """Collect cyclic garbage only at the end, as the collector would take a third of the time.
 
-    The events stay the same, as no tensor of a step is in a cycle that is dropped before its end.
+    This does not change the events: no tensor of a step is in a cycle that becomes garbage before its end.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -109,7 +109,7 @@ def _garbage_collected_later() -> Iterator[None]:
 
 
 def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
-    """Do the setup's step on the meta device; what was seen, how it ended, and why.
+    """Run the setup's steps on the meta device; returns the observer, the outcome and its message.
 
     Raises:
         InputError: The setup names something that does not exist, or contradicts itself.
@@ -120,13 +120,13 @@ def follow(setup: Setup, gpu: Gpu) -> tuple[TraceObserver, Outcome, str]:
     return observer, *_run(setup, observer)
 
 
-#: What some PEFT types do that a trace does not.
+#: PEFT types that cannot be traced, and why.
 _NOT_TRACED = {
     "ADAMSS": "it clusters singular vectors, which depends on values",
     "FROD": "it decomposes all weights on the host, and multiplies sparse matrices",
 }
 
-#: What a LoRA config may name without PEFT asking, in the step or before, where tensors lie.
+#: Keys of a LoRA config with which PEFT never queries the device of a tensor.
 _PLAIN_LORA = frozenset(
     {
         "peft_type",
@@ -200,15 +200,15 @@ def _run(setup: Setup, observer: TraceObserver) -> tuple[Outcome, str]:
 
 
 def _is_plain_lora(adapter: Any) -> bool:
-    """Whether PEFT never asks where tensors lie: then a trace is faster without an answer to that."""
+    """Whether PEFT never queries the device of a tensor: then a trace is faster without redirection."""
     return bool(adapter["peft_type"] == "LORA" and adapter.keys() <= _PLAIN_LORA)
 
 
 def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str]:
-    """Do the step, with the tracer active; how it ended on the card, and why.
+    """Run the step with the tracer active; returns the outcome on the card and its message.
 
     Raises:
-        UnsupportedError: It cannot be traced.
+        UnsupportedError: The step cannot be traced.
     """
     try:
         step()
@@ -216,7 +216,7 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
         return "oom", str(error.__cause__ or error)
     except Exception as error:
         if tracer.full is not None:
-            # On the card it had ended before that.
+            # On the card, the step would have ended earlier.
             tracer.lost = f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
             _raise_as_seen(tracer.refused[0] if tracer.refused else error)
@@ -228,10 +228,10 @@ def outcome_of(step: Callable[[], object], tracer: Tracer) -> tuple[Outcome, str
 
 
 def _raise_as_seen(error: Exception) -> NoReturn:
-    """Raise the program's own error, or the reason why the trace cannot go on.
+    """Raise the program's own error, or the reason why the trace cannot continue.
 
     Raises:
-        UnsupportedError: With the line of the program.
+        UnsupportedError: The trace cannot continue; names the line of the program.
     """
     line = program_line_of(error)
     at = f"{line}: " if line else ""
@@ -250,7 +250,7 @@ def _assumptions(setup: Setup, gpu: Gpu) -> tuple[str, ...]:
 
 
 def assumptions_of(gpu: Gpu) -> tuple[str, ...]:
-    """What every trace for the card takes for granted."""
+    """The assumptions of every trace for the card."""
     return (
         f"kernels and workspaces of {gpu.title}",
         "operators as in PyTorch 2.14",
@@ -259,7 +259,7 @@ def assumptions_of(gpu: Gpu) -> tuple[str, ...]:
 
 
 class TraceObserver:
-    """Places what the step tells among the tracer's events, and takes the peaks by phase."""
+    """Observes a step: records its phases and labels among the tracer's events, and peaks per phase."""
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
@@ -270,7 +270,7 @@ class TraceObserver:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """All that happens inside belongs to the phase."""
+        """Everything inside belongs to the phase."""
         self._collect()
         is_on_card = self.tracer.full is None
         try:
@@ -282,7 +282,7 @@ class TraceObserver:
                 self._phases[name] = self._phases.get(name, peaks).highest(peaks)
 
     def step(self) -> AbstractContextManager[None]:
-        """An estimate has no clock."""
+        """Steps are not timed in an estimate."""
         return nullcontext()
 
     def watch(self, model: nn.Module) -> None:
@@ -290,17 +290,17 @@ class TraceObserver:
         self.timeline.watch(model)
 
     def label(self, component: str, tensors: Iterable[Tensor]) -> None:
-        """Say what the tensors are."""
+        """Record the component of the tensors."""
         self.timeline.label(component, tensors)
 
     def reset_peaks(self) -> None:
-        """Start anew to look for the highest bytes, as the traced program asks for."""
+        """Reset the peaks, as the traced program requested."""
         self._collect()
 
     def result(
         self, outcome: Outcome, message: str, gpu: Gpu, assumptions: tuple[str, ...]
     ) -> Trace:
-        """The peaks, with what held them."""
+        """The trace: its peaks and what held them."""
         self._collect()
         needed = self._needed()
         if outcome == "oom" and needed.reserved is not None:
@@ -347,19 +347,19 @@ class TraceObserver:
         )
 
     def _needed(self) -> Peaks:
-        """The peaks of allocated and reserved bytes on a card without a limit, where they are known."""
+        """The allocated and reserved peaks on a card with unlimited memory, if they are known."""
         tracer = self.tracer
         if tracer.has_raised_oom or tracer.lost:
             return Peaks()
         if tracer.full is not None:
             return self._without_limit
         if tracer.card.is_limited:
-            # What was cached has made room in time.
+            # The step fit only because the allocator released cached memory in time.
             return _peaks_since(tracer.without_limit()[0])
         return self._total
 
     def _collect(self) -> Peaks:
-        """The peaks on the card since the last time, and start anew."""
+        """Return the peaks on the card since the last call, and reset them."""
         tracer = self.tracer
         if tracer.allocator is not tracer.card:
             peaks = _peaks_since(tracer.allocator)
@@ -370,7 +370,7 @@ class TraceObserver:
 
 
 def _peaks_since(allocator: CachingAllocator) -> Peaks:
-    """The peaks since the last reset, and reset them."""
+    """Return the peaks since the last reset, and reset them."""
     peaks = Peaks(allocator.peak_allocated, allocator.peak_reserved)
     allocator.reset_peaks()
     return peaks

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ASSUMPTIONS", "copy_on_gpu", "take_first_steps"]
 
-# The first allocates the optimizer's state; in the second it is there throughout, and may leave
-# other gaps in the cache for the third.
+# The first step allocates the optimizer state. The second has it from the start, and may leave other gaps
+# in the cache for the third.
 FIRST_STEPS = 3
 MAX_STEPS = 8
-# Rows whose lengths are looked at.
+# The number of rows whose lengths are read.
 MAX_ROWS = 2_000
 ASSUMPTIONS = (
     f"steps of the Trainer until one raises no peak (at least {FIRST_STEPS}, at most {MAX_STEPS})",
@@ -47,7 +47,7 @@ _BUILD_IT = "estimate a function that builds and returns the Trainer, as it woul
 
 
 class _StopWhenSteady(TrainerCallback):
-    """Ends the training after a step that raises no peak, or after `MAX_STEPS`."""
+    """Stops training after a step that raises no peak, or after `MAX_STEPS`."""
 
     def __init__(self, allocator: CachingAllocator, first_steps: int) -> None:
         self._allocator = allocator
@@ -65,7 +65,7 @@ class _StopWhenSteady(TrainerCallback):
 
 
 class _LongestSoon(torch.utils.data.Sampler[int]):
-    """The rows in their order, but with the longest ones after the first few."""
+    """Yields rows in their order, but inserts the longest ones after the first few."""
 
     def __init__(self, sampler: Any, lengths: list[int], head: int, batch: int) -> None:
         self._sampler = sampler
@@ -83,16 +83,17 @@ class _LongestSoon(torch.utils.data.Sampler[int]):
 
 
 def take_first_steps(trainer: Trainer, allocator: CachingAllocator) -> tuple[str, ...]:
-    """Train until the peaks are steady, and write, log and send nothing.
+    """Train until the peaks are steady, without writing, logging or uploading anything.
 
-    Gives what is assumed of the lengths of rows.
-
-    Its arguments are left alone. Where the training is longer than that and rows differ in length,
-    a batch of the longest ones comes early.
+    The user's training arguments are not changed. If rows differ in length and the training is longer, a
+    batch of the longest rows is inserted early.
 
     Args:
-        trainer: It trains.
-        allocator: Tells the peaks so far.
+        trainer: The Trainer.
+        allocator: The allocator whose peaks are observed.
+
+    Returns:
+        Assumptions about the lengths of rows.
 
     Raises:
         UnsupportedError: Steps of such a trainer cannot be traced.
@@ -115,9 +116,9 @@ def take_first_steps(trainer: Trainer, allocator: CachingAllocator) -> tuple[str
 
 
 def _plan(trainer: Trainer) -> tuple[int, tuple[str, ...]]:
-    """How many steps there are at least, and what is assumed of the lengths of rows.
+    """The minimum number of steps, and assumptions about the lengths of rows.
 
-    A short training is taken as it is.
+    A short training runs as it is.
     """
     arguments = trainer.args
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -134,7 +135,7 @@ def _plan(trainer: Trainer) -> tuple[int, tuple[str, ...]]:
     if steps <= MAX_STEPS:
         return MAX_STEPS, ()
     sampler = trainer._get_train_sampler()
-    # Others repeat rows in groups, as GRPO does.
+    # Other samplers repeat rows in groups, as in GRPO.
     if not isinstance(sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler):
         return FIRST_STEPS, (
             "rows of different lengths: longer ones than those of the first batches take more",
@@ -149,7 +150,7 @@ def _plan(trainer: Trainer) -> tuple[int, tuple[str, ...]]:
 
 
 def _length(row: Any) -> int:
-    """Elements of all columns of a row: of no unit, to compare rows."""
+    """The number of elements in all columns of a row, to compare rows."""
     if not isinstance(row, Mapping):
         return 0
     values = [value for value in row.values() if hasattr(value, "__len__")]
@@ -182,7 +183,7 @@ def _is_of_trl(trainer: Trainer) -> bool:
 
 
 def _quiet(arguments: TrainingArguments) -> TrainingArguments:
-    """The same arguments, for steps and nothing else."""
+    """A copy of the arguments without evaluation, logging, saving and workers."""
     quiet = copy.copy(arguments)
     changes: dict[str, Any] = {
         "save_strategy": SaveStrategy.NO,
@@ -202,16 +203,16 @@ def _quiet(arguments: TrainingArguments) -> TrainingArguments:
 
 
 def copy_on_gpu(trainer: Trainer) -> Trainer:
-    """A copy of a trainer that was made on the host, as if made now, where CUDA is redirected.
+    """Copy a Trainer that was created on the host, as if it had been created on the redirected GPU.
 
-    Its model has the same layout and no values. The trainer and its model stay as they are.
+    The model of the copy has the same layout but no values. The Trainer and its model are not changed.
 
     Raises:
-        UnsupportedError: The trainer holds what only a GPU tells how to place.
+        UnsupportedError: Its constructor would have behaved differently on a GPU.
     """
     with torch._C.DisableTorchFunction():
         copied = _copy_of(trainer)
-    # Reading it looks for the device.
+    # Reading this property sets up the device.
     copied.args._setup_devices  # noqa: B018
     copied.create_accelerator_and_postprocess()
     _place(copied)
@@ -225,7 +226,7 @@ def _place(trainer: Trainer) -> None:
     is_bitsandbytes = (
         getattr(model, "quantization_method", None) == QuantizationMethod.BITS_AND_BYTES
     )
-    # `train` does so itself before it evaluates in lower precision.
+    # With full evaluation in lower precision, `train` moves the model itself.
     is_moved = trainer.place_model_on_device or arguments.bf16_full_eval or arguments.fp16_full_eval
     if is_moved and not is_bitsandbytes:
         trainer._move_model_to_device(model, arguments.device)
@@ -236,7 +237,7 @@ def _place(trainer: Trainer) -> None:
 
 
 def _copy_of(trainer: Trainer) -> Trainer:
-    """The same trainer with a model on the host whose weights have no values."""
+    """A copy of the trainer with a model on the host whose weights have no values."""
     model: Any = trainer.model
     others = [
         name
@@ -249,7 +250,7 @@ def _copy_of(trainer: Trainer) -> Trainer:
     for name, value in vars(trainer).items():
         if name not in ("train_dataset", "eval_dataset"):
             setattr(copied, name, _containers_copied(value))
-    # What accelerate has wrapped is left of a training before this one, and is made anew.
+    # An optimizer wrapped by accelerate is left over from an earlier training; a new one is created.
     of_user = not isinstance(trainer.optimizer, AcceleratedOptimizer)
     optimization = (trainer.optimizer, trainer.lr_scheduler) if of_user else (None, None)
     try:
@@ -269,7 +270,7 @@ def _copy_of(trainer: Trainer) -> Trainer:
 
 
 def _containers_copied(value: Any) -> Any:
-    """Dicts and lists are copied with all that are in them; what else they hold is shared."""
+    """Copy dicts and lists recursively; everything else is shared."""
     if isinstance(value, dict):
         copied = copy.copy(value)
         for key, item in value.items():
@@ -281,13 +282,13 @@ def _containers_copied(value: Any) -> Any:
 
 
 def _without_values(model: nn.Module) -> dict[int, Any]:
-    """For `copy.deepcopy`: what stands for the model's tensors, by their ids.
+    """The memo for `copy.deepcopy` that replaces the model's tensors by uninitialised ones.
 
-    Memory that is never written to is not taken.
+    Memory that is never written does not become resident.
     """
     stand_ins: dict[int, Any] = {}
     for parameter in model.parameters():
-        if type(parameter) is nn.Parameter:  # others know how they are stored and quantized
+        if type(parameter) is nn.Parameter:  # subclasses, such as quantized ones, copy themselves
             empty = nn.Parameter(
                 torch.empty_like(parameter, device="cpu"), requires_grad=parameter.requires_grad
             )
@@ -299,7 +300,7 @@ def _without_values(model: nn.Module) -> dict[int, Any]:
 
 
 def _of_other_device(arguments: TrainingArguments) -> TrainingArguments:
-    """The same arguments, which have yet to look for the device."""
+    """A copy of the arguments whose device is not set up yet."""
     copied = copy.copy(arguments)
     vars(copied).pop("_setup_devices", None)
     copied.accelerator_config = copy.copy(arguments.accelerator_config)

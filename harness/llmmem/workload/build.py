@@ -1,8 +1,8 @@
 """A setup made real on a torch device: config, weights, quantization, adapter, checkpointing.
 
-All devices (``cuda``, ``cpu``, ``meta``) share one code path: the model is first laid out without
-storage, then each tensor is created once, on its device, so that nothing is ever held twice. Decisions of
-transformers, PEFT and bitsandbytes are left to their own code.
+All devices (``cuda``, ``cpu``, ``meta``) share one code path: the model is first created without storage,
+then each tensor is allocated once, on its device, so that nothing is ever held twice. transformers, PEFT and
+bitsandbytes run their own code wherever they make a decision.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ _TASKS: Mapping[str, _Task] = {
 
 @dataclass(frozen=True)
 class Built:
-    """A setup's model, ready for its steps.
+    """The model of a setup, ready to run.
 
     Attributes:
         model: The model on its device, in train or eval mode: transformers' own, or the
             `PeftModel` around it.
         config: Its config.
-        trainable: The parameters that an optimizer would be given.
+        trainable: The parameters to pass to an optimizer.
     """
 
     model: nn.Module
@@ -106,23 +106,22 @@ def build(
 
     Args:
         setup: What to build.
-        device: Where; on ``meta`` nothing is stored.
-        mesh: The ranks of a setup that is parallel (`llmmem.workload.parallel.rank_zero`).
-        move: Takes one layer of the quantization's library, without storage, and leaves it
-            quantized on the device. The default is the backend's
-            (`llmmem.workload.quantization`); a ``meta`` device needs another one, as libraries do
-            not quantize there.
+        device: The device; ``meta`` has no storage.
+        mesh: The mesh of ranks of a parallel setup (`llmmem.workload.parallel.rank_zero`).
+        move: Quantizes one layer of the quantization's library, without storage, onto the device. The
+            default is that of the backend (`llmmem.workload.quantization`). The ``meta`` device needs
+            another one, because libraries do not quantize there.
 
     Raises:
         InputError: The model, its config or the adapter is not valid.
-        UnsupportedError: It is valid and cannot be built here.
-        torch.OutOfMemoryError: The device is full.
+        UnsupportedError: The setup is valid but cannot be built here.
+        torch.OutOfMemoryError: The device ran out of memory.
     """
     _check_supported(setup)
     with quiet_libraries():
         skeletal = skeleton(setup)
         adapter = _adapter_config(setup) if setup.has_adapter else None
-        # Prompts that are learned take positions before those of the batch.
+        # Learned prompts use positions before those of the batch.
         _check_positions(skeletal, setup, getattr(adapter, "num_virtual_tokens", None) or 0)
         if setup.strategy == "fsdp2":
             assert mesh is not None, "fsdp2 needs the mesh of its ranks"
@@ -172,7 +171,7 @@ def load_config(setup: Setup) -> PretrainedConfig:
 
 
 def _check_local(path: Path, model: str) -> None:
-    """Check the numbers of a config before its class makes something of them."""
+    """Check the numbers of a config before its class uses them."""
     file = path / "config.json" if path.is_dir() else path
     try:
         document = read_document(file)
@@ -183,17 +182,17 @@ def _check_local(path: Path, model: str) -> None:
 
 
 def local_config(model: str) -> Path | None:
-    """The file or directory with the model's config; None for a model that only the hub has."""
+    """The file or directory with the model's config; ``None`` for a model that only the hub has."""
     entry = find_model(model)
     path = entry.path if entry else Path(model)
     return path if _exists(path) else None
 
 
 def model_class(setup: Setup) -> type[PreTrainedModel]:
-    """The class of the setup's model for its task; its module is imported.
+    """Import and return the class of the setup's model for its task.
 
     Raises:
-        InputError: As `load_config`; the model has no class for the task.
+        InputError: As in `load_config`, or the model has no class for the task.
     """
     import transformers
 
@@ -207,12 +206,12 @@ def model_class(setup: Setup) -> type[PreTrainedModel]:
 def skeleton(setup: Setup) -> PreTrainedModel:
     """The setup's model without storage and without quantization or adapter.
 
-    Parameters are on the ``meta`` device, buffers on the host with their values. It takes no
-    memory of a device, so a dispatch mode that watches allocations does not see it being made.
+    Parameters are on the ``meta`` device, buffers on the host with their values. It uses no device memory,
+    and active dispatch modes do not see its creation.
 
     Raises:
-        InputError: As `load_config`; the model has no class for the task, or its config
-            describes a model that cannot exist.
+        InputError: As in `load_config`, or the model has no class for the task, or its config describes a
+            model that cannot exist.
         UnsupportedError: The attention implementation is not installed.
     """
     import transformers
@@ -244,7 +243,7 @@ def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' warnings and messages below errors off standard error."""
+    """Suppress warnings and log messages of libraries, except errors."""
     loggers = [logging.getLogger(name) for name in _LOUD_LIBRARIES]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -348,7 +347,7 @@ def _check_task(setup: Setup, config: PretrainedConfig) -> None:
 
 
 def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) -> None:
-    """A table of positions must have a row for each token, or a GPU stops inside a kernel."""
+    """Check that position tables have a row for each token: otherwise kernels fail on a GPU."""
     new_tokens = setup.new_tokens or 0
     tokens = setup.seq_len + virtual_tokens + new_tokens
     if model.config.is_encoder_decoder:  # its decoder begins with a token of its own
@@ -363,13 +362,13 @@ def _check_positions(model: PreTrainedModel, setup: Setup, virtual_tokens: int) 
 
 
 def _position_tables(model: PreTrainedModel) -> Iterator[int]:
-    """Usable rows of each table that is looked up by position."""
+    """The number of usable rows of each position table."""
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if last in ("position_embeddings", "embed_positions", "wpe") and isinstance(
             module, nn.Embedding
         ):
-            # The first rows are taken: by the padding (RoBERTa) or by an offset (OPT, BART).
+            # The first rows are reserved for padding (RoBERTa) or by an offset (OPT, BART).
             padding = -1 if module.padding_idx is None else module.padding_idx
             yield module.num_embeddings - max(getattr(module, "offset", 0), padding + 1)
     for name, buffer in model.named_buffers():
@@ -378,13 +377,13 @@ def _position_tables(model: PreTrainedModel) -> Iterator[int]:
 
 
 def _lay_out_quantized(model: Any, setup: Setup, backend: QuantizationBackend) -> HfQuantizer:
-    """Replace, still without storage, the linear layers that transformers would quantize."""
+    """Replace the linear layers that transformers would quantize, still without storage."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     config = backend.config(setup)
     quantizer: HfQuantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     if setup.task == "sequence-classification" and setup.has_adapter:
-        # PEFT trains the head, which cannot be quantized then; transformers' list may miss it.
+        # PEFT trains the head, so it cannot be quantized; transformers' list may not contain it.
         kept = quantizer.get_modules_to_not_convert(model)
         backend.keep_unquantized(config, [*kept, "classifier", "score"])
     default = torch.get_default_dtype()
@@ -399,10 +398,10 @@ def _lay_out_quantized(model: Any, setup: Setup, backend: QuantizationBackend) -
 
 
 def _fill_buffers(model: PreTrainedModel) -> None:
-    """Give buffers (positions, rotary frequencies) their values, on the host.
+    """Compute the values of buffers (positions, rotary frequencies) on the host.
 
-    What is made on the meta device has none; transformers sets them where it initialises weights,
-    and passes over those that bear its mark of a loaded one.
+    Buffers created on the meta device have no values. transformers computes them when it initialises weights,
+    and skips weights that are marked as loaded.
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -418,14 +417,14 @@ def _create(
     device: torch.device,
     quantized: Mapping[nn.Module, Callable[[nn.Module, torch.device], None]],
 ) -> None:
-    """Give every parameter of a skeleton its storage on the device, once, and move the buffers.
+    """Allocate every parameter of a skeleton on the device, once, and move the buffers.
 
     Args:
         model: The skeleton.
-        device: Where.
-        quantized: What creates each of the quantized layers.
+        device: The device.
+        quantized: The functions that create the quantized layers, by layer.
     """
-    # Keyed by the tensors of the skeleton, which shares what is tied.
+    # Keyed by the parameters of the skeleton, in which tied weights are the same object.
     created: dict[torch.Tensor, nn.Parameter] = {}
     for module in model.modules():
         if module in quantized:
@@ -443,7 +442,7 @@ def _create(
 
 
 def _initialise(parameter: torch.Tensor, name: str) -> None:
-    """Plausible values, in place: the initialisers of some models allocate."""
+    """Fill a parameter in place with plausible values; the initialisers of some models allocate."""
     if parameter.dim() > 1:
         parameter.normal_(std=0.02)
     elif name.endswith("bias"):
@@ -461,7 +460,7 @@ def _with_adapter(model: PreTrainedModel, config: Any, setup: Setup) -> nn.Modul
             model, use_gradient_checkpointing=False
         )
     if setup.mode != "generate" and hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # as the batch has it; X-LoRA takes no other model
+        model.config.use_cache = False  # as in the batch; X-LoRA rejects models that use a cache
     try:
         with _zeros_for_draws(model, config):
             wrapped: nn.Module = peft.get_peft_model(model, config)
@@ -478,10 +477,10 @@ def _with_adapter(model: PreTrainedModel, config: Any, setup: Setup) -> nn.Modul
 
 
 def _zeros_for_draws(model: PreTrainedModel, config: Any) -> AbstractContextManager[None]:
-    """Where no kernel runs, zeros for the numbers that LoRA draws on the host, in far less time.
+    """If no kernel runs, replace the random numbers of LoRA on the host by zeros, which is much faster.
 
-    PEFT draws each matrix twice, and nothing reads the values. (A skeleton of what FSDP2 shards has
-    none either; its shards are initialised later.)
+    PEFT draws each matrix twice, and nothing reads the values. (The skeleton of a sharded model has no values
+    either; its shards are initialised later.)
     """
     from llmmem import simgpu
 
@@ -531,7 +530,7 @@ def _adapter_config(setup: Setup) -> Any:
 
 
 def _nested(field: Field[Any], value: Any) -> Any:
-    """A table as the object that the field holds; PEFT makes those that are optional itself."""
+    """Convert a table to the dataclass of the field; PEFT converts optional ones itself."""
     made_by: Any = field.default_factory
     if isinstance(value, Mapping) and isclass(made_by) and is_dataclass(made_by):
         return made_by(**value)
@@ -553,7 +552,7 @@ def _unreadable(model: str, local: bool, error: Exception) -> InputError:
     if local:
         return InputError(f"cannot read the config of {model!r}: {_one_line(error)}")
     near = nearest_models(model)
-    reason = _one_line(error).split(". ")[0]  # what follows is advice on the hub's own settings
+    reason = _one_line(error).split(". ")[0]  # the rest is advice on settings of the hub
     hint = f"; near it in the catalogue: {', '.join(near)}" if near else ""
     return InputError(
         f"unknown model {model!r}{hint} (`llmmem models` lists the catalogue, whose models need "

@@ -1,7 +1,7 @@
-"""Bounds of a model's config that no real model meets, checked before anything is built.
+"""Upper bounds for the values of a model's config, checked before anything is built.
 
-A model is laid out in the memory of the host, layer by layer, and labels are listed by name: a digit
-too many in a config would take all the memory or time that there is.
+The bounds are far above any real model. Without them, one digit too many in a config could exhaust the
+memory of the host or take forever: modules are created layer by layer, and labels are listed by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_config"]
 
-#: Patterns of keys, with the largest value that each may have; the first that fits counts.
+#: Patterns of keys, with the largest value for each; the first match counts.
 _MOST: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"(^|_)(n_layers?|(num_)?layers|num_hidden_layers|depth)$"), 10_000),
     (re.compile(r"(^|_)(num_labels|num_classes)$"), MOST_LABELS),
@@ -34,10 +34,10 @@ _MOST: tuple[tuple[re.Pattern[str], int], ...] = (
 
 
 def check_config(config: Mapping[str, object], model: str) -> None:
-    """Check the counts and sizes of a config, those of the configs inside it too.
+    """Check the counts and sizes of a config, including nested configs.
 
     Raises:
-        InputError: One is negative, or larger than any model has it.
+        InputError: A value is negative or above its bound.
     """
     for name, value in _numbers(config):
         key = name.rpartition(".")[2]
@@ -50,7 +50,7 @@ def check_config(config: Mapping[str, object], model: str) -> None:
 
 
 def _numbers(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Whole numbers by their keys, with dots between the keys of nested tables."""
+    """Integers by key, with dots between the keys of nested tables."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Generating tokens one by one, as transformers' ``generate`` does, with no test that ends it."""
+"""Greedy generation like transformers' ``generate``, but without stopping criteria."""
 
 from __future__ import annotations
 
@@ -21,46 +21,44 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation"]
 
-# What models call their cache: since transformers 5.24, before it, and Mamba's before it.
+# The names of the cache argument: since transformers 5.24, before, and Mamba's before.
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-# With a learned prompt, this release and those before it repeat the prompt before every token
-# where the cache has its newest name.
+# If the cache has its newest name, PEFT up to this release repeats learned prompts before every token.
 _PEFT_WITHOUT_CACHE = Version("0.21.2")
 
 
 class Generation:
     """A batch of sequences without padding that grow, greedily, token by token.
 
-    Cache, masks and positions are those of transformers' own ``generate``. A model that only
-    decodes begins with the prompt; the decoder of a pair with its start token alone, beside the
-    prompt's encoding.
+    Cache, masks and positions are those of transformers' own ``generate``. A decoder-only model starts with
+    the prompt; the decoder of an encoder-decoder model starts with its start token and the encoded prompt.
 
     Args:
-        setup: Of mode generate: the prompts have its ``seq_len`` tokens, and a static cache has
-            room for its ``new_tokens`` more.
-        built: Its model.
+        setup: A setup with mode ``generate``. Prompts have ``seq_len`` tokens, and a static cache has room
+            for ``new_tokens`` more.
+        built: The model of the setup.
 
     Attributes:
-        tokens: [B, T]: what the decoder was given so far, and the tokens chosen last.
+        tokens: [B, T]: the input of the decoder so far, and the tokens chosen last.
 
     Raises:
         UnsupportedError: The model or its adapter cannot generate here.
     """
 
     def __init__(self, setup: Setup, built: Built) -> None:
-        # An adapter changes what the model is given; what is called is the model inside.
+        # The adapter prepares the inputs; the model inside is called with them.
         self._outer: Any = built.model
         self._model: Any = getattr(built.model, "get_base_model", lambda: built.model)()
         self._config: Any = built.config
         self._setup = setup
         self.tokens = torch.empty(0, dtype=torch.long)
-        self._inputs: dict[str, Any] = {}  # of every forward pass, beside the tokens
+        self._inputs: dict[str, Any] = {}  # inputs of every forward pass, in addition to the tokens
         self._given = inspect.signature(self._model.forward).parameters
         self._cache_name = self._find_cache()
         self._check_prompts()
 
     def prefill(self, prompts: Tensor) -> None:
-        """Take in the prompts [B, S] and choose the tokens that follow."""
+        """Process the prompts [B, S] and choose the next tokens."""
         self._inputs = {"use_cache": True, self._cache_name: self._new_cache()}
         if "logits_to_keep" in self._given:
             self._inputs["logits_to_keep"] = 1
@@ -79,18 +77,20 @@ class Generation:
         self._extend(is_first_iteration=True)
 
     def decode(self, tokens: int) -> None:
-        """Take in the tokens chosen last and choose the ones that follow, so many times."""
-        # transformers' own switch: with few tokens, experts are computed in another way.
+        """Process the tokens chosen last and choose the next ones, `tokens` times."""
+        # As in `generate`: with few tokens, experts are computed differently.
         with self._model._optimize_model_for_decode():
             for _ in range(tokens):
                 self._extend(next_sequence_length=1)
 
     def _extend(self, **how: Any) -> None:
         inputs = self._outer.prepare_inputs_for_generation(self.tokens, **self._inputs, **how)
-        self._inputs[self._cache_name] = inputs[self._cache_name]  # learned prefixes bring another
+        self._inputs[self._cache_name] = inputs[
+            self._cache_name
+        ]  # learned prefixes create a new cache
         logits = self._model(**inputs, return_dict=True).logits
         del inputs
-        # Held until there are new ones, as generate holds them.
+        # Kept until the next iteration, as in `generate`.
         self._scores = logits[:, -1].to(torch.float32, copy=True)
         chosen = self._scores.argmax(-1, keepdim=True)
         del logits
@@ -135,7 +135,7 @@ class Generation:
             )
         if self._setup.kv_cache == "static":
             raise UnsupportedError(
-                f"{kind} adds to the cache what a static one has no room for: "
+                f"{kind} adds entries to the cache, for which a static cache has no room: "
                 "use kv_cache 'dynamic'"
             )
         if (

@@ -20,7 +20,7 @@ __all__ = ["compiled_at_first_call"]
 
 @contextmanager
 def compiled_at_first_call() -> Iterator[None]:
-    """Functions that `torch.compile` is given inside are compiled when they are first called."""
+    """While inside, `torch.compile` defers compilation until the function is first called."""
     compiler = torch.compile
 
     def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -22,11 +22,11 @@ __all__ = ["create_optimizer", "state_tensors"]
 def create_optimizer(
     setup: Setup, parameters: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The setup's optimizer over the parameters, with its library's defaults but for its arguments.
+    """Create the setup's optimizer; arguments that are not set have the defaults of its library.
 
     Raises:
-        InputError: An argument that it does not take, or a value that it refuses.
-        UnsupportedError: It is not installed, or not built by llmmem.
+        InputError: The optimizer does not accept an argument or a value.
+        UnsupportedError: The optimizer is not installed, or llmmem does not support it.
     """
     name = setup.optimizer or ""
     entry = OPTIMIZERS[name]
@@ -53,6 +53,6 @@ def create_optimizer(
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """All tensors that the optimizer keeps from step to step, wherever they are."""
+    """All tensors of the optimizer's state, on any device."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -1,8 +1,8 @@
 """Data-parallel training as one of its ranks sees it: rank 0, in one process, on one device.
 
-PyTorch's own `fully_shard` (FSDP2) and `DistributedDataParallel` run unmodified, over its ``fake``
-process group: a job of any size of which only this rank exists. Collectives return at once and send
-nothing, so the memory is that of a rank, but for the buffers that NCCL would take for itself.
+PyTorch's own `fully_shard` (FSDP2) and `DistributedDataParallel` run unmodified over its ``fake`` process
+group: a job of any size in which only this rank exists. Collectives return at once and send nothing, so the
+memory is that of one rank, except for buffers that NCCL would allocate itself.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = [
 
 @contextmanager
 def rank_zero(setup: Setup, device: torch.device) -> Iterator[DeviceMesh | None]:
-    """Be rank 0 of the setup's job while inside: its ranks, in one dimension.
+    """While inside, this process is rank 0 of the setup's job; yields the one-dimensional mesh of ranks.
 
-    ``None`` without `Setup.parallel`, and then nothing is done.
+    Without `Setup.parallel`, this does nothing and yields ``None``.
     """
     if setup.parallel is None:
         yield None
@@ -49,27 +49,27 @@ def rank_zero(setup: Setup, device: torch.device) -> Iterator[DeviceMesh | None]
     import torch.distributed as dist
     from torch.distributed.device_mesh import DeviceMesh
 
-    # Importing it registers the backend.
+    # The import registers the backend.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     size = setup.parallel["world_size"]
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
         assert dist.group.WORLD is not None
-        # Not `init_device_mesh`, which wants a multiple of the GPUs of this machine.
+        # Not `init_device_mesh`, which requires a multiple of the number of GPUs of this machine.
         yield DeviceMesh.from_group(dist.group.WORLD, device.type)
     finally:
         dist.destroy_process_group()
 
 
 def fully_shard_layers(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide a model without storage over the mesh with FSDP2: each layer, then the rest.
+    """Shard a model without storage over the mesh with FSDP2: each layer, then the rest.
 
-    Layers are those that transformers checkpoints: decoder layers, encoder layers, blocks.
-    Parameters are gathered in bfloat16 (float16 stays float16), gradients reduced in float32, and
-    what was gathered for a layer is given back after its forward pass.
+    Layers are the modules that transformers checkpoints: decoder layers, encoder layers, blocks.
+    Parameters are gathered in bfloat16 (float16 stays float16) and freed after the forward pass of their
+    layer; gradients are reduced in float32.
 
-    On return buffers are on the device, and parameters still have no storage.
+    Afterwards, buffers are on the device, and parameters still have no storage.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -89,14 +89,14 @@ def fully_shard_layers(model: nn.Module, mesh: DeviceMesh) -> None:
 def create_shards(
     model: nn.Module, device: torch.device, initialise: Callable[[Tensor, str], None]
 ) -> None:
-    """Give this rank's shard of every parameter its storage on the device.
+    """Allocate this rank's shard of every parameter on the device.
 
     Args:
-        model: What `fully_shard_layers` left.
-        device: Where.
+        model: A model after `fully_shard_layers`.
+        device: The device of the shards.
         initialise: Fills a tensor in place, given the name of its parameter.
     """
-    # `to_empty` would take the values of the buffers too.
+    # `to_empty` would discard the values of the buffers too.
     model._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
     )
@@ -105,11 +105,11 @@ def create_shards(
 
 
 def on_gathering(model: nn.Module, tell: Callable[[Iterable[Tensor]], None]) -> None:
-    """Call `tell` with what FSDP2 has gathered whenever one of its modules is about to run.
+    """Call `tell` with the gathered parameters whenever an FSDP2 module is about to run.
 
     Args:
-        model: What `fully_shard_layers` left.
-        tell: Takes the parameters in full size.
+        model: A model after `fully_shard_layers`.
+        tell: Called with the full parameters.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -128,8 +128,8 @@ def replicate(
 
     Args:
         model: The whole model, on the device.
-        device: Where it is.
-        on_bucket: Called with each bucket of gradients when it would be reduced.
+        device: The device of the model.
+        on_bucket: Called with each bucket of gradients instead of reducing it.
     """
     from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
     from torch.nn.parallel import DistributedDataParallel
@@ -141,14 +141,14 @@ def replicate(
     replica = DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None
     )
-    # DDP reduces in place, and wants a result that the fake group's all-reduce does not give.
-    # (Of a function, it would want annotations that are not strings.)
+    # DDP needs a result that the all-reduce of the fake group does not return. (The hook is a lambda
+    # because DDP rejects functions whose annotations are strings.)
     replica.register_comm_hook(None, lambda _, bucket: reduce(bucket))
     return replica
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that `replicate` was given; any other model itself."""
+    """The model inside of `DistributedDataParallel`; any other model itself."""
     from torch.nn.parallel import DistributedDataParallel
 
     if isinstance(model, DistributedDataParallel):
@@ -157,22 +157,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: its shard, or all of it."""
+    """The part of a tensor that this rank holds: its shard, or all of it."""
     return cast("DTensor", tensor).to_local() if _is_shard(tensor) else tensor
 
 
 def is_of_shards(error: Exception) -> bool:
-    """Whether an operator has failed because it knows nothing of sharded tensors."""
+    """Whether an operator failed because it does not support sharded tensors."""
     return "DTensor" in str(error) or "sharding strategy" in str(error)
 
 
 def notes(setup: Setup) -> Iterator[str]:
-    """What decides how to read the figures of a rank."""
+    """Notes about the figures of a rank."""
     if setup.parallel is None:
         return
     yield (
         f"rank 0 of {setup.parallel['world_size']}, over PyTorch's fake process group: "
-        "the buffers that NCCL takes for itself are not there"
+        "the buffers that NCCL allocates itself are not included"
     )
 
 

@@ -62,28 +62,28 @@ def execute(
     *,
     move: Callable[[nn.Module, torch.device], None] | None = None,
 ) -> None:
-    """Build the setup on the device and do its steps.
+    """Build the setup on the device and run its steps.
 
-    Each step makes its batches on the device. Whatever is not needed any more is dropped at once:
-    of a forward pass only the loss is kept, and of its backward pass only the gradients.
+    Each step creates its batches on the device. Tensors are dropped as soon as they are not needed: only the
+    loss of a forward pass is kept, and only the gradients of its backward pass.
 
     Args:
         setup: What to run.
-        device: Where.
+        device: Where to run it.
         observer: Notified of each phase and of the roles of tensors.
-        move: As in `llmmem.workload.build.build`.
+        move: See `llmmem.workload.build.build`.
 
     Raises:
         InputError: The setup names something that does not exist.
         UnsupportedError: The setup is valid and cannot be run here.
-        torch.OutOfMemoryError: The device is full.
+        torch.OutOfMemoryError: The device ran out of memory.
     """
     with quiet_libraries(), _seeded(device), rank_zero(setup, device) as mesh:
         with observer.phase("load"):
             built = build(setup, device, mesh=mesh, move=move)
             if setup.strategy == "fsdp2":
                 on_gathering(built.model, partial(observer.label, "temporaries"))
-            if setup.strategy == "ddp" and setup.is_train:  # it does nothing but reduce gradients
+            if setup.strategy == "ddp" and setup.is_train:  # DDP only reduces gradients
                 built = _replicated(built, device, observer)
             observer.label("weights", map(local, weight_tensors(built.model)))
             optimizer = create_optimizer(setup, built.trainable) if setup.is_train else None
@@ -107,7 +107,7 @@ def _replicated(built: Built, device: torch.device, observer: Observer) -> Built
 
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """Draw the same numbers in every run, and leave the process's generators as they were."""
+    """Seed the random generators while inside, and restore their state afterwards."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else []):
         torch.default_generator.manual_seed(0)
@@ -139,7 +139,7 @@ def _train_step(
         try:
             optimizer.step()
         except (ValueError, RuntimeError) as error:
-            # bitsandbytes says so when it has no kernel for the dtypes, in a ValueError.
+            # bitsandbytes raises a ValueError if it has no kernel for the dtypes.
             if isinstance(error, RuntimeError) and not is_of_shards(error):
                 raise
             raise UnsupportedError(
@@ -153,7 +153,7 @@ def _train_step(
 def _forward_step(setup: Setup, built: Built, device: torch.device, observer: Observer) -> None:
     with observer.phase("forward"):
         logits = _outputs(setup, built, device).logits
-        del logits  # held up to here, as by a caller who wants them
+        del logits  # kept until here, as a caller that uses them would
 
 
 @torch.no_grad()
@@ -167,13 +167,13 @@ def _generate_step(setup: Setup, built: Built, device: torch.device, observer: O
 
 
 def _outputs(setup: Setup, built: Built, device: torch.device) -> Any:
-    """The model's outputs for a new batch, which nobody holds any more when this returns."""
+    """The model's outputs for a new batch, to which no reference remains."""
     with _autocast(setup, device):
         return built.model(**_batch(setup, built, device))
 
 
 def _autocast(setup: Setup, device: torch.device) -> AbstractContextManager[Any]:
-    # Only autocast knows devices for which it does not exist: it is entered only when set.
+    # Autocast is not available for every device, so it is only entered if the setup uses it.
     if setup.autocast == "none":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, setup.autocast))
@@ -203,13 +203,13 @@ def _batch(setup: Setup, built: Built, device: torch.device) -> dict[str, Any]:
 def _labels(setup: Setup, ids: Tensor) -> Tensor:
     if setup.task != "sequence-classification":
         return ids
-    # One label is a regression, whose targets are numbers.
+    # One label means regression, with floating-point targets.
     dtype = torch.long if setup.num_labels != 1 else getattr(torch, setup.dtype)
     return torch.zeros(setup.batch_size, dtype=dtype, device=ids.device)
 
 
 def _takes(model: nn.Module, argument: str) -> bool:
-    # Wrappers pass on whatever they are given: what counts is the model inside.
+    # Wrappers forward all arguments: the signature of the model inside counts.
     model = unwrapped(model)
     base = getattr(model, "get_base_model", lambda: model)()
     return argument in inspect.signature(base.forward).parameters

@@ -36,24 +36,24 @@ BACKENDS: Mapping[str, str] = {"bitsandbytes": "llmmem.workload.quantization.bit
 
 
 class QuantizationBackend(Protocol):
-    """What llmmem needs to know of a library that quantizes linear layers: a module with these."""
+    """The functions that a module must have to support a library that quantizes linear layers."""
 
     def config(self, setup: Setup) -> Any:
         """The ``quantization_config`` of transformers for the setup.
 
         Raises:
-            InputError: A key that it does not have, or a value that it refuses.
+            InputError: A key is unknown, or a value is not accepted.
             UnsupportedError: The library cannot be imported.
         """
 
     def keep_unquantized(self, config: Any, modules: Sequence[str]) -> None:
-        """Have the config leave modules of these names as they are, and no others."""
+        """Make the config exclude exactly the modules with these names from quantization."""
 
     def is_quantized_layer(self, module: nn.Module) -> bool:
-        """Whether a module of a skeleton is a layer of the library, still without storage."""
+        """Whether a module of a skeleton is a quantized layer of the library."""
 
     def move_to_device(self, layer: nn.Module, device: torch.device) -> None:
-        """Create a layer of the library on the device, quantized, from zeros on the host."""
+        """Create a quantized layer of the library on the device, from zeros on the host."""
 
     def constants(self, model: nn.Module) -> Iterator[torch.Tensor]:
         """Tensors of a model that are neither parameters nor buffers: scales, code books."""
@@ -65,7 +65,7 @@ class QuantizationBackend(Protocol):
         """Whether 4-bit constants are quantized too; ``None`` if there are none to count."""
 
     def assumptions(self, setup: Setup) -> tuple[str, ...]:
-        """What a trace takes for granted of the quantized layers."""
+        """What a trace assumes about the quantized layers."""
 
 
 def backend_of(setup: Setup) -> QuantizationBackend:
@@ -73,7 +73,7 @@ def backend_of(setup: Setup) -> QuantizationBackend:
 
     Raises:
         InputError: transformers has no such ``quant_method``.
-        UnsupportedError: llmmem builds no layers of it.
+        UnsupportedError: llmmem does not support the method.
     """
     from transformers.utils.quantization_config import QuantizationMethod
 
@@ -94,7 +94,7 @@ def _load(method: str) -> QuantizationBackend:
 
 
 def constant_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Quantization constants of a model, whichever libraries its layers are of."""
+    """The quantization constants of a model, for layers of all supported libraries."""
     for method in BACKENDS:
         yield from _load(method).constants(model)
 

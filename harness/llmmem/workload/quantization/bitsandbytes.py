@@ -37,13 +37,13 @@ def config(setup: Setup) -> Any:
     """The ``BitsAndBytesConfig`` of a setup.
 
     Raises:
-        InputError: A key that it does not have, or a value that it refuses.
+        InputError: A key is unknown, or a value is not accepted.
         UnsupportedError: The library cannot be imported.
     """
     from transformers import BitsAndBytesConfig
 
     keys = _keys(setup)
-    # It keeps what it does not know with a warning.
+    # Unknown keys would only cause a warning.
     accepted = sorted(BitsAndBytesConfig().to_dict())  # type: ignore[no-untyped-call]
     for key in keys:
         if key not in accepted:
@@ -70,19 +70,19 @@ def _keys(setup: Setup) -> dict[str, Any]:
 
 
 def keep_unquantized(config: Any, modules: Sequence[str]) -> None:
-    """Have the config leave modules of these names as they are, and no others."""
+    """Make the config exclude exactly the modules with these names from quantization."""
     config.llm_int8_skip_modules = list(modules)
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
-    """Whether a module of a skeleton is a layer of bitsandbytes, still without storage."""
+    """Whether a module of a skeleton is a quantized layer of bitsandbytes."""
     return hasattr(module, "source_cls")  # transformers' mark on a layer that it has replaced
 
 
 def move_to_device(layer: nn.Module, device: torch.device) -> None:
     """Quantize a layer by moving it from the host to the device.
 
-    The layer comes without storage; its host weights are zeros, and gone when this returns.
+    The layer has no storage. Its temporary host weights are zeros.
     """
     for name, parameter in list(layer.named_parameters(recurse=False)):
         host = type(parameter)(_host_zeros(parameter), requires_grad=False, **parameter.__dict__)
@@ -92,7 +92,7 @@ def move_to_device(layer: nn.Module, device: torch.device) -> None:
 
 def _host_zeros(like: torch.Tensor) -> torch.Tensor:
     """A host tensor of the same shape and dtype; its pages cost nothing until they are read."""
-    # numpy asks for memory that the kernel has zeroed (calloc), where torch writes the zeros.
+    # numpy gets zeroed pages from the kernel (calloc), whereas torch writes the zeros.
     zeros = np.zeros(like.numel() * like.element_size(), dtype=np.uint8)
     return torch.from_numpy(zeros).view(like.dtype).view(like.shape)
 
@@ -114,7 +114,7 @@ def _tensors_of(holder: object) -> Iterator[torch.Tensor]:
 
 
 def bytes_per_parameter(setup: Setup) -> Fraction:
-    """1 byte in 8 bits, half a byte in 4 bits."""
+    """1 byte for LLM.int8, half a byte for 4-bit weights."""
     return _INT8_BYTES if _keys(setup).get("load_in_8bit") else _FOUR_BIT_BYTES
 
 
