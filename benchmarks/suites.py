@@ -37,6 +37,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -334,8 +335,14 @@ OUTCOMES: Mapping[str, str] = {"failure": "failed", "error": "failed", "skipped"
 
 
 def node_id(case: ElementTree.Element) -> str:
-    """The node id of a test in pytest's XML report."""
+    """The node id of a test in pytest's XML report.
+
+    Of a test that unittest itself skips, the report has a file of unittest, and of the test the module.
+    """
     file, group = case.attrib.get("file", ""), case.attrib.get("classname", "")
+    if file.startswith(".."):
+        parts = list(takewhile(lambda part: not part[:1].isupper(), group.split(".")))
+        file = f"{'/'.join(parts)}.py"
     module = file.removesuffix(".py").replace("/", ".")
     classes = group.removeprefix(module).strip(".").split(".")
     return "::".join([file, *filter(None, classes), case.attrib["name"]])

@@ -96,8 +96,10 @@ def _may_be_about_memory(item: pytest.Item) -> bool:
         return True
     if "vram" in getattr(item, "fixturenames", ()):
         return True
+    # Not its signature, which would evaluate annotations.
     function = getattr(item, "function", None)
-    return function is not None and "request" in inspect.signature(function).parameters
+    code = getattr(function and inspect.unwrap(function), "__code__", None)
+    return code is not None and "request" in code.co_varnames
 
 
 def _register_hooks(config: pytest.Config, command_line: argparse.Namespace) -> None:

@@ -6,12 +6,12 @@ depends on them, the figures are those of one of the paths that the program coul
 
 from __future__ import annotations
 
-import sysconfig
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmmem.program_paths import is_standard_library, short_path
 from llmmem.value_rules import choices_setting
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ INTERNAL = (
 )
 
 HOME = str(Path(__file__).parent)
-STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 @dataclass(frozen=True)
@@ -135,18 +134,10 @@ def where(code: CodeType, line: int) -> str | None:
     """A line of the program as text; ``None`` for a line of PyTorch, Python or llmmem."""
     if _is_internal(code.co_filename):
         return None
-    return f"{_short(code.co_filename)}:{line} in {code.co_name}"
+    return f"{short_path(code.co_filename)}:{line} in {code.co_name}"
 
 
 def _is_internal(file: str) -> bool:
     if file.startswith((HOME, "<")) or any(part in file for part in INTERNAL):
         return True
-    return file.startswith(STANDARD_LIBRARY) and "site-packages" not in file
-
-
-def _short(file: str) -> str:
-    """The path relative to the current directory, or else the file name with its folder."""
-    path = Path(file)
-    if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    return str(Path(*path.parts[-2:]))
+    return is_standard_library(file)

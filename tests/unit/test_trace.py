@@ -376,6 +376,7 @@ def test_a_table_of_quantization_takes_what_its_name_takes() -> None:
         ({"quant_method": "hqq"}, UnsupportedError, "not built yet"),
         ({"quant_method": "nf9"}, InputError, "unknown quant_method 'nf9'"),
         ({"quant_method": "bitsandbytes", "load_in_5bit": True}, InputError, "load_in_5bit"),
+        ({"quant_method": "bitsandbytes"}, InputError, "needs load_in_4bit = true or load_in_8bit"),
     ],
 )
 def test_a_quantization_that_is_not_built_is_named(
@@ -391,7 +392,7 @@ def test_a_quantization_that_is_not_built_is_named(
     [
         name
         for name, entry in OPTIMIZERS.items()
-        if entry.state is not None and entry.library in ("torch", "bitsandbytes")
+        if entry.state is not None and entry.package in ("torch", "bitsandbytes")
     ],
 )
 def test_an_optimizer_keeps_the_state_that_its_entry_says(name: str) -> None:

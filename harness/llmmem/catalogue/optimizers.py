@@ -66,7 +66,7 @@ class OptimizerEntry:
     refused: str = ""
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         """The package that it is imported from."""
         return self.module.partition(".")[0]
 

@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         invalid input, 128 + N if signal N ended the command.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # a file name may not be valid in the encoding of the stream
+        # A file name may not be valid in the encoding of the stream.
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with ended_by_signals():

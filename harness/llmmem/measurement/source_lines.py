@@ -7,7 +7,6 @@ so its behaviour and its memory use do not change.
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmmem.measurement.allocator_statistics import is_native
+from llmmem.program_paths import is_standard_library, short_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,6 @@ BLOCK_BYTES = 512  # what the allocator rounds to
 NO_FRAME = "the backward pass"
 
 TORCH = str(Path(torch.__file__).parent)
-STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 @dataclass(frozen=True)
@@ -123,19 +122,9 @@ def source_line_of(frames: Sequence[Mapping[str, Any]]) -> str:
     """The innermost line that belongs to neither torch nor Python itself."""
     for frame in frames:
         if not _is_internal(frame["filename"]):
-            return f"{_short(frame['filename'])}:{frame['line']} in {frame['name']}"
+            return f"{short_path(frame['filename'])}:{frame['line']} in {frame['name']}"
     return NO_FRAME
 
 
 def _is_internal(file: str) -> bool:
-    if file.startswith(TORCH):
-        return True
-    return file.startswith(STANDARD_LIBRARY) and "site-packages" not in file
-
-
-def _short(file: str) -> str:
-    """The path relative to the current directory, or else the file name with its folder."""
-    path = Path(file)
-    if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    return str(Path(*path.parts[-2:]))
+    return file.startswith(TORCH) or is_standard_library(file)

@@ -36,7 +36,7 @@ def create_optimizer(
         create = getattr(importlib.import_module(entry.module), entry.class_name)
     except ImportError as error:
         raise UnsupportedError(
-            f"optimizer {name!r} needs {entry.library}, which cannot be imported: {error}"
+            f"optimizer {name!r} needs {entry.package}, which cannot be imported: {error}"
         ) from error
     given = dict(setup.optimizer_args or {})
     accepted = [key for key in inspect.signature(create).parameters if key != "params"]

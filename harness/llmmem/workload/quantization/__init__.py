@@ -101,7 +101,7 @@ def constant_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def libraries_of(setup: Setup) -> frozenset[str]:
     """The libraries that the setup's optimizer and quantized layers come from."""
-    found = {OPTIMIZERS[setup.optimizer].library} if setup.optimizer else set()
+    found = {OPTIMIZERS[setup.optimizer].package} if setup.optimizer else set()
     if setup.quantization_method is not None:
         found.add(setup.quantization_method)
     if quantizes_adapter(setup):

@@ -48,6 +48,11 @@ def config(setup: Setup) -> Any:
     for key in keys:
         if key not in accepted:
             raise unknown("key of quantization", key, accepted)
+    if not (keys.get("load_in_4bit") or keys.get("load_in_8bit")):
+        raise InputError(
+            f"invalid quantization {setup.quantization!r}: it needs load_in_4bit = true or "
+            "load_in_8bit = true"
+        )
     try:
         return BitsAndBytesConfig(**keys)  # type: ignore[no-untyped-call]
     except ImportError as error:
