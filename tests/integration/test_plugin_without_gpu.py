@@ -93,7 +93,7 @@ def test_an_estimate_measures_nothing_that_a_test_allocates_itself(
 ) -> None:
     result = run_pytest(MARKED, "--llmmem-device=estimate", "-rs", "-k", "test_marked")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED * an estimate needs a setup *"])
+    result.stdout.fnmatch_lines(["SKIPPED * only setups can be estimated *"])
 
 
 def test_a_report_that_cannot_be_written_fails_the_session(
