@@ -39,7 +39,7 @@ def shared() -> dict[str, Any]:
     from llmmem.execution import worker
 
     worker._prepare(DEVICE)
-    worker._share(DEVICE, {"setup": SETUP.to_dict()})
+    worker._import_for_run(DEVICE, {"setup": SETUP.to_dict()})
     import torch
 
     refused = import_that_initialises_cuda()

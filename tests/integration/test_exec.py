@@ -182,7 +182,7 @@ def test_a_new_program_has_the_gpu_and_ends_cleanly_after_a_backward_pass(
 
 def test_the_whole_is_the_highest_and_not_known_where_a_part_is_not(family: dict[str, Any]) -> None:
     assert peaks(family["all"]) == (None, None, 600 * MIB + CONTEXT)
-    assert any("an account of its own" in note for note in family["all"]["notes"])
+    assert any("do not compete for memory" in note for note in family["all"]["notes"])
 
 
 def test_the_report_has_a_row_for_the_program_and_one_for_each_process(
