@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -22,6 +23,38 @@ pytest_plugins = ["pytester"]
 CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
 PEFT_OF_THE_OLD_NAME = Version("0.21.2")
+
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "max_position_embeddings": 128,
+    },
+    "bert": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 64,
+    },
+    "t5": {
+        "d_model": 64,
+        "d_ff": 128,
+        "d_kv": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 256,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 64},
+}
 
 
 def pytest_collection_finish() -> None:
@@ -136,3 +169,15 @@ def descendants() -> Callable[[int], list[int]]:
         return [found for child in children(pid) for found in (child, *all_of(child))]
 
     return all_of
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., str]:
+    """Writes the config.json of a tiny llama, bert, t5 or gpt2, and gives its path."""
+
+    def write(model_type: str, **changes: Any) -> str:
+        path = tmp_path / f"{model_type}.json"
+        path.write_text(json.dumps({"model_type": model_type, **SIZES[model_type], **changes}))
+        return str(path)
+
+    return write

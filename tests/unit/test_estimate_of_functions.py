@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 L40S = find_gpu("l40s")
-FILE = Path(__file__).with_name("cuda_programs.py")
+FILE = Path(__file__).parents[1] / "programs" / "cuda_programs.py"
 PROGRAMS = runpy.run_path(str(FILE))["PROGRAMS"]
 # Each in a process of its own, which finds a fresh GPU.
 RUN = """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import Trainer
 
-FILE = Path(__file__).with_name("trainer_programs.py")
+FILE = Path(__file__).parents[1] / "programs" / "trainer_programs.py"
 MADE = runpy.run_path(str(FILE))
 TRAINERS = MADE["TRAINERS"]
 # Each in a process of its own, which finds a fresh GPU.

@@ -15,7 +15,7 @@ import llmmem
 from llmmem import simgpu
 from llmmem.errors import InputError
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
 import value_programs
 
 if TYPE_CHECKING:

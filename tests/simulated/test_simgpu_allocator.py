@@ -13,7 +13,7 @@ import pytest
 
 from llmmem import simgpu
 
-PROGRAMS = Path(__file__).with_name("simgpu_allocator.py")
+PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_allocator.py"
 MIB = 2**20
 TORCH = tuple(int(part) for part in metadata.version("torch").split(".")[:2])
 

@@ -16,7 +16,7 @@ from llmmem import InputError, simgpu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PROGRAMS = Path(__file__).with_name("simgpu_streams.py")
+PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_streams.py"
 
 #: The peak reserved by each program (MiB), early and late, and whether a note of the early run says that
 #: there is another end.

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
 )
 
-SCENARIOS = Path(__file__).with_name("rank_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "rank_scenarios.py"
 
 ONE_PROCESS = """
 import ctypes, json, os

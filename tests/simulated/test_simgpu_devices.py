@@ -13,7 +13,7 @@ import pytest
 from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 
-PROGRAMS = Path(__file__).with_name("simgpu_devices.py")
+PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_devices.py"
 MIB = 2**20
 GIB = 2**30
 

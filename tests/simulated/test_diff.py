@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCRIPT = Path(__file__).with_name("compared_setups.py")
+SCRIPT = Path(__file__).parents[1] / "programs" / "compared_setups.py"
 
 
 def test_traces_do_what_the_runs_do_allocation_by_allocation(simulated_gpu: None) -> None:

@@ -13,7 +13,7 @@ import pytest
 from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 
-PROGRAMS = Path(__file__).with_name("simgpu_calls.py")
+PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_calls.py"
 INVALID_CONTEXT, NOT_SUPPORTED = 201, 801  # CUresult
 
 pytestmark = pytest.mark.skipif(

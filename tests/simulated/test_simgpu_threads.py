@@ -13,7 +13,7 @@ import pytest
 
 from llmmem import simgpu
 
-PROGRAMS = Path(__file__).with_name("simgpu_threads.py")
+PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_threads.py"
 
 pytestmark = pytest.mark.skipif(
     bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"

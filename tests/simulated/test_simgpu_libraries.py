@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPERATIONS = Path(__file__).with_name("library_operations.py")
+OPERATIONS = Path(__file__).parents[1] / "programs" / "library_operations.py"
 GROUPS = (
     "linear_algebra",
     "fourier",

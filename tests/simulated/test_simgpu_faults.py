@@ -13,7 +13,7 @@ import pytest
 
 from llmmem.catalogue.gpus import find_gpu
 
-SCENARIOS = Path(__file__).with_name("faults_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "faults_scenarios.py"
 GIB = 2**30
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")

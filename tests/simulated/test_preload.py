@@ -12,7 +12,7 @@ import pytest
 
 from llmmem import simgpu
 
-PROGRAM = Path(__file__).with_name("preload_program.py")
+PROGRAM = Path(__file__).parents[1] / "programs" / "preload_program.py"
 
 pytestmark = [
     pytest.mark.skipif(

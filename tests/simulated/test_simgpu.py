@@ -19,7 +19,7 @@ from llmmem.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCENARIOS = Path(__file__).with_name("simgpu_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "simgpu_scenarios.py"
 TRACES = Path(__file__).parents[1] / "data" / "allocator"
 MIB = 2**20
 GIB = 2**30

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PROGRAM = Path(__file__).with_name("peft_methods_here.py")
+PROGRAM = Path(__file__).parents[1] / "programs" / "peft_methods_here.py"
 
 #: It clusters singular vectors, which nothing computes here, and wants scikit-learn for that.
 NOT_RUN = {"ADAMSS"}

@@ -14,7 +14,7 @@ import pytest
 
 from llmmem.catalogue.gpus import find_gpu
 
-SCENARIOS = Path(__file__).with_name("nvml_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "nvml_scenarios.py"
 MIB = 2**20
 GIB = 2**30
 CONTEXT = find_gpu("h100").context_bytes

@@ -13,7 +13,7 @@ import pytest
 
 from llmmem import simgpu
 
-PROGRAM = Path(__file__).with_name("simgpu_attention.py")
+PROGRAM = Path(__file__).parents[1] / "programs" / "simgpu_attention.py"
 CARDS = ("t4", "a100-80gb", "rtx4090", "h100", "b200", "rtx5090")
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import pytest
 
 from llmmem import simgpu
 
-PROGRAM = Path(__file__).with_name("simgpu_values.py")
+PROGRAM = Path(__file__).parents[1] / "programs" / "simgpu_values.py"
 
 pytestmark = pytest.mark.skipif(
     bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"

@@ -18,7 +18,7 @@ from llmmem.simgpu.builder import BuiltLibraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCENARIOS = Path(__file__).with_name("simgpu_triton_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "simgpu_triton_scenarios.py"
 MIB = 2**20
 
 needs_simulated_gpu = pytest.mark.skipif(

@@ -20,7 +20,7 @@ from llmmem.catalogue.gpus import find_gpu
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-SCENARIOS = Path(__file__).with_name("program_scenarios.py")
+SCENARIOS = Path(__file__).parents[1] / "programs" / "program_scenarios.py"
 MIB = 2**20
 CONTEXT = find_gpu("rtx4090").context_bytes
 SIMULATED = "NVIDIA GeForce RTX 4090 (simulated)"

@@ -15,7 +15,7 @@ from llmmem.estimation import estimate
 from llmmem.results import METRICS
 from llmmem.setups import Setup
 
-RUNS = Path(__file__).parent / "needed_runs.py"
+RUNS = Path(__file__).parents[1] / "programs" / "needed_runs.py"
 FULL = Setup(model="meta-llama/Llama-3.1-8B", steps=1)
 QLORA = Setup(
     model="EleutherAI/pythia-70m",
