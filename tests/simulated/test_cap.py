@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmmem import InputError, Runner, Setup, simgpu
+from llmmem import InputError, Runner, Setup
 from llmmem.catalogue.gpus import find_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-pytestmark = pytest.mark.skipif(bool(simgpu.check()), reason="; ".join(map(str, simgpu.check())))
 
 SMALL = Setup(model="openai-community/gpt2", seq_len=64)
 TOO_LARGE = Setup(model="meta-llama/Llama-3.2-1B", batch_size=4, steps=1)

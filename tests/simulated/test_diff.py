@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).parents[1] / "programs" / "compared_setups.py"
 
 
-def test_traces_do_what_the_runs_do_allocation_by_allocation(simulated_gpu: None) -> None:
+def test_traces_do_what_the_runs_do_allocation_by_allocation() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False
     )
@@ -25,7 +25,7 @@ def test_traces_do_what_the_runs_do_allocation_by_allocation(simulated_gpu: None
 
 
 def test_the_tool_shows_the_first_difference_with_operator_module_and_line(
-    simulated_gpu: None, run_python: Callable[[str], str], tiny_model: Callable[..., str]
+    run_python: Callable[[str], str], tiny_model: Callable[..., str]
 ) -> None:
     # The trace is given longer sequences than the run.
     shown = run_python(

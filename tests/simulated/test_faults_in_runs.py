@@ -11,8 +11,6 @@ from llmmem import InputError, Runner, RunResult, Setup
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 SETUP = Setup(model="meta-llama/Llama-3.2-1B", mode="forward", seq_len=128)
 VARIABLE = "LLMMEM_SIMULATED_FAULTS"
 

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmmem import Runner, Setup, simgpu
+from llmmem import Runner, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from llmmem import RunResult
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
-)
 
 LAYERS, KEY_HEADS, HEAD_DIM, TWO_BYTES = 2, 4, 64, 2
 MANY = 256  # tokens

@@ -19,7 +19,7 @@ from llmmem.validation.check import ROW_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.usefixtures("clean_environment", "simulated_gpu")
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 RUN = ("-m", "llmmem", "run", LLAMA, "--device=sim", "--no-estimate")

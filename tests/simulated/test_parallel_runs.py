@@ -9,15 +9,11 @@ import sys
 
 import pytest
 
-from llmmem import Runner, Setup, simgpu
+from llmmem import Runner, Setup
 
 MIB = 2**20
 LLAMA = "meta-llama/Llama-3.2-1B"
 PARAMETERS = 1_235_814_400
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
-)
 
 
 @pytest.fixture(scope="module")

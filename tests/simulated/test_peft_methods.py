@@ -25,12 +25,9 @@ NOT_TRACED = {"FROD"}
 #: By method the allocated peaks in bytes of its run and of its trace, or why there is none.
 Outcomes: TypeAlias = "dict[str, dict[str, int | str]]"
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 
 @pytest.fixture(scope="module")
 def outcomes(
-    simulated_gpu: None,
     tmp_path_factory: pytest.TempPathFactory,
     once: Callable[[str, Callable[[], str]], str],
 ) -> Outcomes:

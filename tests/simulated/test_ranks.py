@@ -8,15 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from llmmem import simgpu
 from llmmem.devices import parse_device
 from llmmem.execution.program.run import run_program
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
-)
 
 SCENARIOS = Path(__file__).parents[1] / "programs" / "rank_scenarios.py"
 

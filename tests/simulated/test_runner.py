@@ -6,15 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmmem import InputError, Runner, RunResult, Setup, UnsupportedError, run, simgpu
-from llmmem.nvml import gpu_count
+from llmmem import InputError, Runner, RunResult, Setup
 from llmmem.results import COMPONENTS
 
 LLAMA = "meta-llama/Llama-3.2-1B"
-
-needs_simulated_gpu = pytest.mark.skipif(
-    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
-)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +18,6 @@ def runner():
         yield runner
 
 
-@needs_simulated_gpu
 @pytest.mark.parametrize(
     "setup",
     [
@@ -42,7 +36,6 @@ def test_every_run_gives_the_same_bytes(runner, setup):
     assert first == second
 
 
-@needs_simulated_gpu
 def test_components_sum_to_the_allocated_peak_in_total_and_in_every_phase(runner):
     result = runner.run(Setup(model=LLAMA, method="lora"), estimate=False)
     assert result.components is not None
@@ -56,7 +49,6 @@ def test_components_sum_to_the_allocated_peak_in_total_and_in_every_phase(runner
     assert sum(holder.bytes for holder in result.holders) <= result.components.total
 
 
-@needs_simulated_gpu
 def test_weights_gradients_and_adam_state_of_full_fine_tuning_are_what_the_parameters_say(runner):
     result = runner.run(Setup(model=LLAMA), estimate=False)
     parameters = 1_235_814_400
@@ -68,7 +60,6 @@ def test_weights_gradients_and_adam_state_of_full_fine_tuning_are_what_the_param
     assert components.optimizer == pytest.approx(4 * parameters, rel=1e-3)
 
 
-@needs_simulated_gpu
 def test_out_of_memory_is_a_result_with_the_words_of_torch_and_the_next_run_is_unharmed(runner):
     result = runner.run(Setup(model="meta-llama/Llama-3.1-70B"), estimate=False)
     assert result.outcome == "oom"
@@ -78,7 +69,6 @@ def test_out_of_memory_is_a_result_with_the_words_of_torch_and_the_next_run_is_u
     assert after.outcome == "ok"
 
 
-@needs_simulated_gpu
 def test_a_run_that_takes_too_long_is_ended(runner):
     result = runner.run(Setup(model=LLAMA), estimate=False, timeout=0.01)
     assert result.outcome == "timeout"
@@ -86,14 +76,12 @@ def test_a_run_that_takes_too_long_is_ended(runner):
     assert result.peaks.allocated is None
 
 
-@needs_simulated_gpu
 def test_an_estimate_that_fails_beside_a_run_leaves_a_note(runner):
     result = runner.run(Setup(model=LLAMA), timeout=0.01)
     assert result.estimate is None
     assert any(note.startswith("could not estimate: not done") for note in result.notes)
 
 
-@needs_simulated_gpu
 def test_threads_that_share_a_runner_get_the_results_of_their_own_setups(runner):
     def peak(seq_len):
         result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=seq_len), estimate=False)
@@ -107,7 +95,6 @@ def test_threads_that_share_a_runner_get_the_results_of_their_own_setups(runner)
     assert len(set(together)) == 2
 
 
-@needs_simulated_gpu
 def test_a_run_that_takes_too_much_host_memory_is_ended_and_its_outcome_says_so(
     runner, monkeypatch
 ):
@@ -120,7 +107,6 @@ def test_a_run_that_takes_too_much_host_memory_is_ended_and_its_outcome_says_so(
     assert "--host-memory" in result.message
 
 
-@needs_simulated_gpu
 def test_no_activation_is_an_outlier_of_llm_int8_in_the_run_as_in_its_estimate(runner):
     result = runner.run(Setup(model=LLAMA, method="int8-lora", dtype="float16"))
     assert result.estimate is not None
@@ -129,27 +115,23 @@ def test_no_activation_is_an_outlier_of_llm_int8_in_the_run_as_in_its_estimate(r
     assert trace.peaks.reserved == result.peaks.reserved
 
 
-@needs_simulated_gpu
 def test_what_cannot_be_built_is_unsupported_with_the_reason(runner):
     result = runner.run(Setup(model=LLAMA, quantization="fp8", mode="forward"), estimate=False)
     assert result.outcome == "unsupported"
     assert "fp8" in result.message
 
 
-@needs_simulated_gpu
 def test_a_model_that_does_not_exist_is_bad_input(runner):
     with pytest.raises(InputError, match=r"meta-llama/Llama-3\.2-2B"):
         runner.run(Setup(model="meta-llama/Llama-3.2-2B"))
 
 
-@needs_simulated_gpu
 def test_a_result_survives_json(runner):
     result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128))
     assert result.estimate is not None
     assert RunResult.from_dict(result.to_dict()) == result
 
 
-@needs_simulated_gpu
 def test_the_allocator_settings_of_the_setup_are_in_force(runner):
     setup = Setup(model=LLAMA, mode="forward", allocator="expandable_segments:True")
     expandable = runner.run(setup)
@@ -161,7 +143,6 @@ def test_the_allocator_settings_of_the_setup_are_in_force(runner):
     assert expandable.peaks.reserved != plain.peaks.reserved
 
 
-@needs_simulated_gpu
 def test_a_run_that_cannot_be_estimated_says_why(runner):
     parallel = {"strategy": "ddp", "world_size": 2}
     result = runner.run(Setup(model=LLAMA, mode="forward", seq_len=128, parallel=parallel))
@@ -169,32 +150,3 @@ def test_a_run_that_cannot_be_estimated_says_why(runner):
     assert result.estimate is not None
     assert result.estimate.trace.outcome == "unsupported"
     assert "parallel" in result.estimate.trace.message
-
-
-@pytest.mark.skipif(gpu_count() > 0, reason="there is a real GPU")
-def test_a_real_gpu_that_is_not_there_is_unsupported():
-    with pytest.raises(UnsupportedError, match="0 real GPUs"):
-        run(Setup(model=LLAMA), "cuda")
-
-
-def test_device_estimate_runs_nothing():
-    with pytest.raises(UnsupportedError, match="estimate"):
-        run(Setup(model=LLAMA), "estimate")
-
-
-def test_an_estimate_is_made_out_of_this_process():
-    with Runner("estimate") as runner:
-        estimate = runner.estimate(Setup(model=LLAMA, method="lora"), "l4")
-    assert estimate.gpu == "l4"
-    assert estimate.trace.outcome == "ok", estimate.trace.message
-    assert estimate.trace.components is not None
-    assert estimate.trace.components.total == estimate.trace.peaks.allocated
-
-
-@pytest.mark.skipif(not simgpu.check(), reason="the simulated GPU works here")
-def test_where_the_simulated_gpu_cannot_work_the_error_says_why():
-    with (
-        pytest.raises(UnsupportedError, match=r"torch|compiler|Linux"),
-        Runner("sim:h100") as runner,
-    ):
-        runner.run(Setup(model=LLAMA))

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmmem import InputError, Runner, Setup, simgpu
+from llmmem import InputError, Runner, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [
-    pytest.mark.skipif(bool(simgpu.check()), reason="; ".join(map(str, simgpu.check()))),
-    pytest.mark.usefixtures("clean_environment"),
-]
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 MIB = 2**20
 TINY = str(Path(__file__).parents[1] / "data" / "tiny_llama.json")

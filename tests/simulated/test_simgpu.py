@@ -26,10 +26,6 @@ GIB = 2**30
 TRACES_WITH_TIES = ("default-mixed-1", "roundup_power2_divisions")
 TORCH = tuple(int(part) for part in metadata.version("torch").split(".")[:2])
 
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
-
 
 def run_scenarios() -> str:
     done = subprocess.run(

@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 
-from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 
 PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_calls.py"
 INVALID_CONTEXT, NOT_SUPPORTED = 201, 801  # CUresult
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 @pytest.fixture(scope="session")

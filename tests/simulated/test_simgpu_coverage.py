@@ -50,7 +50,7 @@ BY_HAND = {"libcuda": 100, "libnccl": 35, "libnvidia-ml": 75}
 
 
 @pytest.fixture(scope="module")
-def figures(simulated_gpu: None) -> tuple[Coverage, ...]:
+def figures() -> tuple[Coverage, ...]:
     return measure_installed()
 
 

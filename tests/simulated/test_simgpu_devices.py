@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 
-from llmmem import simgpu
 from llmmem.catalogue.gpus import find_gpu
 
 PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_devices.py"
 MIB = 2**20
 GIB = 2**30
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,6 @@ from llmmem.catalogue.gpus import find_gpu
 SCENARIOS = Path(__file__).parents[1] / "programs" / "faults_scenarios.py"
 GIB = 2**30
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, Any]]:

@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmmem import simgpu
-
 PROGRAM = Path(__file__).parents[1] / "programs" / "simgpu_fuzz.py"
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 2**20
-
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
 PROGRAM = """
 import ctypes, json, os

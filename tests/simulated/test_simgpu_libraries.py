@@ -24,11 +24,9 @@ GROUPS = (
     "streams",
 )
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 
 @pytest.fixture(scope="module")
-def seen(simulated_gpu: None) -> dict[str, Any]:
+def seen() -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(OPERATIONS)], capture_output=True, text=True, check=False, timeout=300
     )

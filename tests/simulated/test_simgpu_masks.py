@@ -6,12 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-from llmmem import simgpu
-
-pytestmark = pytest.mark.skipif(bool(simgpu.check()), reason="; ".join(map(str, simgpu.check())))
-
 PROGRAM = """
 import json
 from llmmem import simgpu

@@ -19,8 +19,6 @@ MIB = 2**20
 GIB = 2**30
 CONTEXT = find_gpu("h100").context_bytes
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 needs_nvitop = pytest.mark.skipif(find_spec("nvitop") is None, reason="nvitop is not installed")
 needs_gpustat = pytest.mark.skipif(find_spec("gpustat") is None, reason="gpustat is not installed")
 

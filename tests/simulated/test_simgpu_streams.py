@@ -56,12 +56,12 @@ def run(side_streams: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def early(simulated_gpu: None) -> dict[str, Any]:
+def early() -> dict[str, Any]:
     return run("early")
 
 
 @pytest.fixture(scope="module")
-def late(simulated_gpu: None) -> dict[str, Any]:
+def late() -> dict[str, Any]:
     return run("late")
 
 
@@ -136,7 +136,7 @@ def test_another_end_is_refused_with_the_two_that_there_are(
 
 
 def test_the_setting_is_one_of_the_gpu_and_of_the_programs_it_is_given_to(
-    run_python: Callable[[str], str], simulated_gpu: None, monkeypatch: pytest.MonkeyPatch
+    run_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMMEM_SIDE_STREAMS", "late")
     program = """

@@ -9,15 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from llmmem import simgpu
-
 PROGRAMS = Path(__file__).parents[1] / "programs" / "simgpu_threads.py"
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 def outcome_of(program: str) -> Any:

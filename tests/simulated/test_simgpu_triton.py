@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmmem import simgpu
 from llmmem.simgpu import compilation
 from llmmem.simgpu.builder import BuiltLibraries
 
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
 SCENARIOS = Path(__file__).parents[1] / "programs" / "simgpu_triton_scenarios.py"
 MIB = 2**20
-
-needs_simulated_gpu = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 def run_scenarios(cache: Path) -> str:
@@ -59,14 +54,12 @@ def value(outcomes: dict[str, dict[str, Any]]) -> Any:
 # ---- kernels ------------------------------------------------------------------------------------
 
 
-@needs_simulated_gpu
 def test_a_kernel_of_the_users_takes_no_memory_but_its_output(value: Any) -> None:
     seen = value("a kernel")
     assert seen["output"] <= seen["added"] < seen["output"] + 4096
     assert seen["process"] == seen["reserved"]
 
 
-@needs_simulated_gpu
 def test_a_kernel_reports_what_its_machine_code_needs(value: Any) -> None:
     seen = value("a kernel")
     assert 16 < seen["registers"] < 128
@@ -74,14 +67,12 @@ def test_a_kernel_reports_what_its_machine_code_needs(value: Any) -> None:
     assert seen["threads"] == 4 * 32
 
 
-@needs_simulated_gpu
 def test_what_a_kernel_has_written_to_is_no_longer_known(value: Any) -> None:
     seen = value("a kernel")
     assert seen["known"] == [False, True]
     assert seen["after a launch"] == [True, True]
 
 
-@needs_simulated_gpu
 def test_an_autotuner_takes_the_first_configuration_that_fits_and_tries_none(value: Any) -> None:
     assert value("an autotuned kernel") == {
         "block": 64,
@@ -90,12 +81,10 @@ def test_an_autotuner_takes_the_first_configuration_that_fits_and_tries_none(val
     }
 
 
-@needs_simulated_gpu
 def test_memory_taken_from_the_driver_is_in_the_one_account(value: Any) -> None:
     assert value("memory from the driver") == {"held": 64 * MIB, "free": 0, "after": 0}
 
 
-@needs_simulated_gpu
 def test_ligers_kernels_train_a_llama_without_its_logits(value: Any) -> None:
     peaks = value("a llama with liger's kernels")
     if peaks is None:
@@ -108,34 +97,29 @@ def test_ligers_kernels_train_a_llama_without_its_logits(value: Any) -> None:
 # ---- compiled programs --------------------------------------------------------------------------
 
 
-@needs_simulated_gpu
 def test_a_compiled_llama_trains_in_less_memory(value: Any) -> None:
     first, second, third = value("a compiled llama")["peaks"]
     assert first < second == third < value("an eager llama")["peaks"][-1]
 
 
-@needs_simulated_gpu
 def test_only_what_compiles_has_a_note_of_it(value: Any) -> None:
     note = "compiled code pads no matrix product"
     assert note in value("a compiled llama")["notes"]
     assert note not in value("an eager llama")["notes"]  # which has Inductor imported
 
 
-@needs_simulated_gpu
 def test_the_peak_is_the_same_with_a_cold_and_with_a_warm_cache(value: Any) -> None:
     cold, warm = value("a compiled llama"), value("the same again")
     assert (cold["from the cache"], warm["from the cache"]) == (0, 2)
     assert cold["peaks"] == warm["peaks"]
 
 
-@needs_simulated_gpu
 def test_no_benchmark_is_in_the_peak_of_a_tuned_product(value: Any) -> None:
     seen = value("products of odd sizes")
     workspace = 32 * MIB
     assert workspace + seen["product"] <= seen["added"] < workspace + seen["product"] + 512
 
 
-@needs_simulated_gpu
 def test_a_cuda_graph_holds_its_memory_from_one_replay_to_the_next(value: Any) -> None:
     held = value("a graph of kernels")
     assert held == [held[0]] * 5
@@ -146,7 +130,6 @@ def test_a_cuda_graph_holds_its_memory_from_one_replay_to_the_next(value: Any) -
 # ---- caches -------------------------------------------------------------------------------------
 
 
-@needs_simulated_gpu
 def test_code_for_a_simulated_card_is_kept_apart_from_all_other(value: Any) -> None:
     kept = value("caches")
     assert set(kept) == {"inductor", "triton"}
@@ -155,7 +138,6 @@ def test_code_for_a_simulated_card_is_kept_apart_from_all_other(value: Any) -> N
         assert all(name.startswith("simulated-") for name in directories)
 
 
-@needs_simulated_gpu
 def test_nothing_that_was_chosen_here_leaves_the_machine(value: Any) -> None:
     assert value("another card") == {"threads": 1, "remote": False}
 
@@ -199,7 +181,6 @@ print("pool", AsyncCompile.use_process_pool(), tuple(x.grad.shape))
 """
 
 
-@needs_simulated_gpu
 def test_an_unmodified_program_compiles_with_workers_and_ends_clean(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STARTS_A_PROGRAM, COMPILES],

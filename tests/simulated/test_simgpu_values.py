@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmmem import simgpu
-
 PROGRAM = Path(__file__).parents[1] / "programs" / "simgpu_values.py"
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason=f"no simulated GPU here: {', '.join(map(str, simgpu.check()))}"
-)
 
 
 @pytest.fixture(scope="module")

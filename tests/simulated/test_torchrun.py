@@ -7,14 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from llmmem import simgpu
-
-pytestmark = pytest.mark.skipif(
-    bool(simgpu.check()), reason="; ".join(str(problem) for problem in simgpu.check())
-)
-
 JOB = """
 import json, os, sys
 import torch

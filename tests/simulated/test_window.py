@@ -10,8 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
-
 MIB = 2**20
 
 PROGRAM = """

@@ -17,6 +17,7 @@ from llmmem.catalogue.gpus import gpus
 from llmmem.catalogue.models import models
 from llmmem.cli.setup_options import HELP, read_setup, setup_options
 from llmmem.cli.show import show_estimate, show_run
+from llmmem.estimation import estimate
 from llmmem.results import COMPONENTS, Estimate, RunResult
 
 if TYPE_CHECKING:
@@ -295,6 +296,21 @@ def test_estimate_shows_rules_trace_phases_and_assumptions_at_any_width(
     assert max(map(len, shown.splitlines())) <= width
     for text in ("estimated for t4", "peak process", "Rule: ", "backward", "Assumed by the trace"):
         assert text in shown
+
+
+def test_what_does_not_fit_is_shown_with_what_it_needs_and_the_cards_that_have_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup = Setup(model="openai-community/gpt2", seq_len=1024, batch_size=32)
+    show_estimate(estimate(setup, "t4"))
+    shown = capsys.readouterr().out
+    headline, _, rest = " ".join(shown.split()).partition("needed allocated")
+    assert "estimated for t4: oom: needs " in headline
+    assert "GiB, has 14.56 GiB: out of memory" in headline
+    assert rest.index("needed process") < rest.index("peak allocated")
+    cards = rest.partition("Fits by memory alone: ")[2].partition(" Rule:")[0].split(", ")
+    assert "b200" in cards
+    assert "t4" not in cards
 
 
 @pytest.fixture(scope="module")
